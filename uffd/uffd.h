@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Obtaining a userfaultfd, in three ways: made in this process, received over a UNIX socket, or
+ * made inside a running process by attaching to it. All three end in the same struct.
+ */
+#ifndef FERRY_UFFD_UFFD_H
+#define FERRY_UFFD_UFFD_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "base/util.h"
+
+/* A userfaultfd after its UFFDIO_API handshake. */
+struct ferry_uffd {
+	int fd;		   /* owned; -1 when closed; non-blocking, close-on-exec */
+	int pidfd;	   /* owned; of the process whose memory it is; -1 for our own */
+	pid_t pid;	   /* that process; our own for an own one */
+	int remote_fd;	   /* the number it has in that process, when attached; else -1 */
+	uint64_t features; /* UFFD_FEATURE_* that are on; 0 when not known (received) */
+};
+
+#define FERRY_UFFD_NONE ((struct ferry_uffd){.fd = -1, .pidfd = -1, .remote_fd = -1})
+
+/**
+ * ferry_uffd_open() - a userfaultfd for this process's own memory
+ * @wanted: UFFD_FEATURE_* bits to turn on where this kernel has them (ask ->features afterwards)
+ * Tries /dev/userfaultfd, then the system call.
+ * Errors: -EPERM, -EACCES, -ENOSYS, ... (REFUSE) with how to mend it in @f.
+ * Source: userfaultfd(2), ioctl_userfaultfd(2) UFFDIO_API
+ */
+int ferry_uffd_open(struct ferry_uffd *out, uint64_t wanted, struct ferry_failure *f);
+
+/**
+ * ferry_uffd_attach() - a userfaultfd for the memory of another, unmodified process
+ * The process is made to run userfaultfd() and ioctl(UFFDIO_API) once each and then goes on as if
+ * nothing had happened; we get a duplicate of the descriptor. The process keeps its own, so that
+ * the death of ours never closes the last one (which would zero-fill silently).
+ * @pid:    the process; the caller has made sure it is the right one
+ * @wanted: as above
+ * Takes about a millisecond, in which one thread of @pid is stopped.
+ * Errors: -EPERM (ptrace not allowed), -ESRCH (no such process), -ENOSYS, ... (REFUSE) with how to
+ *         mend it in @f. On error the process runs on unchanged.
+ * Source: ptrace(2), pidfd_getfd(2); docs/probes/inject-uffd.c
+ */
+int ferry_uffd_attach(struct ferry_uffd *out, pid_t pid, uint64_t wanted,
+		      struct ferry_failure *f);
+
+/**
+ * ferry_uffd_adopt() - find the userfaultfd that an earlier attach left open in a process
+ * For recovery after our own death. Looks through /proc/PID/fd for anon_inode:[userfaultfd].
+ * Errors: -ENOENT (REFUSE) when there is none; -EPERM, -ESRCH as above.
+ */
+int ferry_uffd_adopt(struct ferry_uffd *out, pid_t pid, struct ferry_failure *f);
+
+/**
+ * ferry_uffd_recv() - receive a userfaultfd by SCM_RIGHTS
+ * @sock: a connected UNIX stream socket; one message is read, the first descriptor kept and any
+ *        others closed
+ * @data, @len: where the message's bytes go, and how many fit; on success *@len is what came
+ * Errors: -EBADMSG (REFUSE) when no descriptor came, it is no userfaultfd, or it was truncated;
+ *         -ECONNRESET when the peer closed.
+ */
+int ferry_uffd_recv(struct ferry_uffd *out, int sock, void *data, size_t *len,
+		    struct ferry_failure *f);
+
+/* Send @u's descriptor with @len bytes (at least 1) of @data. @sock: a connected UNIX socket. */
+int ferry_uffd_send(const struct ferry_uffd *u, int sock, const void *data, size_t len);
+
+/**
+ * ferry_uffd_release() - leave the other process for good
+ * Closes the descriptor inside an attached process too (only right when every page is resident
+ * and all ranges are unregistered), then ours. Best effort; never blocks the process.
+ */
+void ferry_uffd_release(struct ferry_uffd *u);
+
+/* Closes our descriptors only: waiters in another process go on waiting. NULL and twice are fine. */
+void ferry_uffd_close(struct ferry_uffd *u);
+
+/*
+ * Ranges. @start and @len: bytes, multiples of the page size of the mapping.
+ * Errors: negative errno; -EINVAL for a mapping that userfaultfd can't serve, -EBUSY when another
+ * userfaultfd has it, -ENOMEM/-ENOENT when it isn't mapped, -ESRCH (LOST) when the process is gone.
+ */
+int ferry_uffd_register(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
+int ferry_uffd_unregister(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
+int ferry_uffd_wake(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
+
+#endif
