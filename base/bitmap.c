@@ -43,7 +43,7 @@ size_t ferry_bitmap_set_range(struct ferry_bitmap *b, size_t first, size_t n)
 		return 0;
 	for (size_t w = first / 64; w <= (end - 1) / 64; w++) {
 		uint64_t mask = word_mask(w, first, end);
-		uint64_t old = atomic_fetch_or_explicit(&b->words[w], mask, memory_order_acq_rel);
+		uint64_t old = atomic_fetch_or_explicit(&b->words[w], mask, memory_order_seq_cst);
 
 		changed += (size_t)__builtin_popcountll(mask & ~old);
 	}
@@ -58,7 +58,7 @@ size_t ferry_bitmap_clear_range(struct ferry_bitmap *b, size_t first, size_t n)
 		return 0;
 	for (size_t w = first / 64; w <= (end - 1) / 64; w++) {
 		uint64_t mask = word_mask(w, first, end);
-		uint64_t old = atomic_fetch_and_explicit(&b->words[w], ~mask, memory_order_acq_rel);
+		uint64_t old = atomic_fetch_and_explicit(&b->words[w], ~mask, memory_order_seq_cst);
 
 		changed += (size_t)__builtin_popcountll(mask & old);
 	}
@@ -71,7 +71,7 @@ static size_t next(const struct ferry_bitmap *b, size_t from, size_t end, uint64
 	if (from >= end)
 		return end;
 	for (size_t w = from / 64; w <= (end - 1) / 64; w++) {
-		uint64_t v = atomic_load_explicit(&b->words[w], memory_order_acquire) ^ invert;
+		uint64_t v = atomic_load_explicit(&b->words[w], memory_order_seq_cst) ^ invert;
 
 		v &= word_mask(w, from, end);
 		if (v)
@@ -95,7 +95,7 @@ size_t ferry_bitmap_prev_clear(const struct ferry_bitmap *b, size_t from, size_t
 	if (from <= begin)
 		return SIZE_MAX;
 	for (size_t w = (from - 1) / 64 + 1; w-- > begin / 64;) {
-		uint64_t v = ~atomic_load_explicit(&b->words[w], memory_order_acquire);
+		uint64_t v = ~atomic_load_explicit(&b->words[w], memory_order_seq_cst);
 
 		v &= word_mask(w, begin, from);
 		if (v)
@@ -110,7 +110,7 @@ size_t ferry_bitmap_count(const struct ferry_bitmap *b)
 
 	for (size_t w = 0; w < ferry_bitmap_n_words(b->n_bits); w++)
 		n += (size_t)__builtin_popcountll(
-			atomic_load_explicit(&b->words[w], memory_order_acquire));
+			atomic_load_explicit(&b->words[w], memory_order_seq_cst));
 	return n;
 }
 
@@ -118,7 +118,7 @@ void ferry_bitmap_export(const struct ferry_bitmap *b, size_t first, size_t n, u
 {
 	for (size_t i = 0; i < ferry_bitmap_n_bytes(n); i++) {
 		size_t bit = first + i * 8;
-		uint64_t v = atomic_load_explicit(&b->words[bit / 64], memory_order_acquire);
+		uint64_t v = atomic_load_explicit(&b->words[bit / 64], memory_order_seq_cst);
 		uint8_t byte = (uint8_t)(v >> (bit % 64));
 
 		if (n - i * 8 < 8)
@@ -136,6 +136,6 @@ void ferry_bitmap_import(struct ferry_bitmap *b, size_t first, size_t n, const u
 		if (n - i * 8 < 8)
 			byte &= (uint8_t)((1u << (n - i * 8)) - 1);
 		atomic_fetch_or_explicit(&b->words[bit / 64], (uint64_t)byte << (bit % 64),
-					 memory_order_acq_rel);
+					 memory_order_seq_cst);
 	}
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Bitmaps of pages. One bit a page; bit i of the map is bit i % 64 of word i / 64. Single bits are
- * set and cleared atomically, so that several threads can share a map; a search sees each word at
- * some moment during the search. Bits past n_bits are always zero.
+ * set and cleared atomically and sequentially consistent, so that several threads can share maps
+ * ("I set a here, then look at b" on one thread and the mirror of it on another never both miss);
+ * a search sees each word at some moment during the search. Bits past n_bits are always zero.
  */
 #ifndef FERRY_BASE_BITMAP_H
 #define FERRY_BASE_BITMAP_H
@@ -28,7 +29,7 @@ static inline size_t ferry_bitmap_n_words(size_t n_bits)
 
 static inline bool ferry_bitmap_test(const struct ferry_bitmap *b, size_t i)
 {
-	return atomic_load_explicit(&b->words[i / 64], memory_order_acquire) >> (i % 64) & 1;
+	return atomic_load_explicit(&b->words[i / 64], memory_order_seq_cst) >> (i % 64) & 1;
 }
 
 /* Return: whether the bit was set before. */
@@ -36,14 +37,14 @@ static inline bool ferry_bitmap_test_and_set(struct ferry_bitmap *b, size_t i)
 {
 	uint64_t bit = UINT64_C(1) << (i % 64);
 
-	return atomic_fetch_or_explicit(&b->words[i / 64], bit, memory_order_acq_rel) & bit;
+	return atomic_fetch_or_explicit(&b->words[i / 64], bit, memory_order_seq_cst) & bit;
 }
 
 static inline bool ferry_bitmap_test_and_clear(struct ferry_bitmap *b, size_t i)
 {
 	uint64_t bit = UINT64_C(1) << (i % 64);
 
-	return atomic_fetch_and_explicit(&b->words[i / 64], ~bit, memory_order_acq_rel) & bit;
+	return atomic_fetch_and_explicit(&b->words[i / 64], ~bit, memory_order_seq_cst) & bit;
 }
 
 /*
