@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The switchover of a QEMU guest: source side (migrate) and target side (receive).
+ *
+ *   stage         source                              target                      undo
+ *   check         QMP, RAM layout; Prepare            QMP, RAM layout fits        close
+ *   attach                                            userfaultfd into the VMM,   unregister
+ *                 page connections                    register; Prepared
+ *   stop          stop the guest; serve pages         -                           cont
+ *   device-state  migrate to our socket; DeviceState  migrate-incoming; Loaded    cancel, cont
+ *   confirm       Commit: from here on never again    -                           none
+ *   run           -                                   cont; Running               none
+ *   push          serve                               push to the end             none
+ *   release       Released                            unregister, leave           none
+ *
+ * Ownership: the source owns the guest until it sends Commit, and the target from the moment it
+ * reads it. Between the two, when the link breaks, neither runs it until they have spoken again.
+ */
+#ifndef FERRY_MIGRATE_SWITCHOVER_H
+#define FERRY_MIGRATE_SWITCHOVER_H
+
+#include <stdint.h>
+
+#include "base/addr.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "pageserver/server.h"
+#include "uffd/target.h"
+
+enum ferry_stage {
+	FERRY_STAGE_CHECK,
+	FERRY_STAGE_ATTACH,
+	FERRY_STAGE_STOP,
+	FERRY_STAGE_DEVICE_STATE,
+	FERRY_STAGE_CONFIRM,
+	FERRY_STAGE_RUN,
+	FERRY_STAGE_PUSH,
+	FERRY_STAGE_RELEASE,
+	FERRY_N_STAGES,
+};
+
+const char *ferry_stage_name(enum ferry_stage stage); /* as in the table above */
+
+/* Where the guest is when a command ends; the value is the exit status. */
+enum ferry_outcome {
+	FERRY_OUTCOME_DONE = 0,	     /* the guest runs on the target, everything is resident */
+	FERRY_OUTCOME_AT_SOURCE = 1, /* failed; the guest runs on the source, or nothing was changed */
+	FERRY_OUTCOME_WAITS = 3,     /* the guest is on the target and waits for recovery */
+	FERRY_OUTCOME_LOST = 4,
+};
+
+/* Called from the thread that called _run. */
+struct ferry_switch_observer {
+	void (*stage)(void *ctx, enum ferry_stage stage);
+	/* About ten times a second from stage push on; the other side's pointer is NULL. */
+	void (*progress)(void *ctx, const struct ferry_target_stats *target,
+			 const struct ferry_server_stats *server);
+	void *ctx;
+};
+
+struct ferry_receive_config {
+	const char *qmp_path;
+	int listen_fd; /* borrowed */
+	int stop_fd;   /* readable: give up (before the guest runs), or leave (after); -1 for none */
+	uint64_t max_bytes_per_second; /* of the push; 0: no limit */
+	const struct ferry_log *log;
+	struct ferry_switch_observer observer;
+};
+
+struct ferry_receive_result {
+	uint64_t ram_bytes;
+	uint64_t downtime_ns; /* estimate, see Running in the protocol */
+	uint64_t total_ns;    /* from Prepare to the end */
+	uint64_t attach_ns;   /* the VMM was stopped for this long to get a userfaultfd, all in all */
+	struct ferry_target_stats stats;
+};
+
+/* Serve one switchover. On any outcome but DONE @f says why. */
+enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
+				     struct ferry_receive_result *result, struct ferry_failure *f);
+
+struct ferry_migrate_config {
+	const char *qmp_path;
+	struct ferry_addr to;
+	int stop_fd;	 /* readable: cancel (before Commit); after that it is refused */
+	uint32_t n_bulk; /* bulk connections; 0: a default of 1 */
+	const struct ferry_log *log;
+	struct ferry_switch_observer observer;
+};
+
+struct ferry_migrate_result {
+	uint64_t ram_bytes;
+	uint64_t downtime_ns;
+	uint64_t total_ns;
+	uint64_t device_state_bytes;
+	uint64_t stop_ns, device_state_ns, confirm_ns; /* how long each part of the downtime took */
+	struct ferry_server_stats stats;
+};
+
+enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
+				     struct ferry_migrate_result *result, struct ferry_failure *f);
+
+#endif

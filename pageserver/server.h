@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The page server: gives pages of its sources to one or more target sessions.
+ *
+ * One thread runs an io_uring loop for everything that must be answered at once: handshakes,
+ * control, and urgent requests. Each session has a push thread of its own that writes to the
+ * session's bulk connections, so that a bulk write never stands before an urgent answer.
+ *
+ * A session is all connections with the same session id: one control, one urgent, one or more
+ * bulk. When any of them is lost, all of the session's are closed; the target (or, when we dial,
+ * we) opens them again with the next epoch, and the session goes on from the target's bitmap.
+ */
+#ifndef FERRY_PAGESERVER_SERVER_H
+#define FERRY_PAGESERVER_SERVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/addr.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "pageserver/source.h"
+#include "protocol/message.h"
+
+struct ferry_server;
+
+struct ferry_server_config {
+	struct ferry_source **sources; /* borrowed until _free; one region each, in this order */
+	uint32_t n_sources;
+	const void *state; /* opaque bytes that travel with the layout; borrowed; may be NULL */
+	uint32_t state_bytes;
+	uint32_t max_sessions;		/* 0: a default of 64 */
+	uint64_t max_bytes_per_second; /* of each session's push, urgent pages may exceed it; 0: none */
+	const struct ferry_log *log;	/* borrowed; may be NULL */
+};
+
+/* What happened so far, over all sessions, except where it says otherwise. */
+struct ferry_server_stats {
+	uint32_t n_sessions;	    /* open now */
+	uint32_t n_sessions_ever;
+	uint32_t n_completed;	    /* sessions whose target said Complete */
+	uint64_t pages_urgent, pages_pushed, pages_zero;
+	uint64_t wire_bytes;	    /* sent, frames and payload */
+	uint64_t requests;	    /* PageRequest messages */
+	uint32_t resumes;
+	uint64_t pages_total, pages_sent; /* of the latest session, for progress */
+};
+
+/**
+ * ferry_server_new() - set up, without a thread yet
+ * Errors: -ENOMEM, -ENOSYS (no io_uring), -EINVAL (REFUSE), with what to do in @f.
+ */
+int ferry_server_new(struct ferry_server **out, const struct ferry_server_config *config,
+		     struct ferry_failure *f);
+
+/* Serve targets that connect to @listen_fd (given). Call before _start; more than once is fine. */
+int ferry_server_listen(struct ferry_server *s, int listen_fd);
+
+/**
+ * ferry_server_dial() - open and keep open a session to a target that listens
+ * @session, @n_bulk: of the session; @epoch: of its first connections (0 for a fresh one)
+ * When a connection is lost the session is dialed again with back-off (50 ms doubling to 1 s) until
+ * the target completes it or ferry_server_stop(). After _start only.
+ */
+int ferry_server_dial(struct ferry_server *s, const struct ferry_addr *to,
+		      const struct ferry_session_id *session, uint32_t n_bulk, uint32_t epoch,
+		      struct ferry_failure *f);
+
+int ferry_server_start(struct ferry_server *s, struct ferry_failure *f);
+
+/* Ends all sessions and threads. Safe to call twice. */
+void ferry_server_stop(struct ferry_server *s);
+void ferry_server_free(struct ferry_server *s);
+
+/**
+ * ferry_server_serve() - from now on the memory doesn't change
+ * Until then sessions may be opened, and requests wait. Finds the holes. ferry_server_start() on a
+ * server whose config said nothing else has called this already; see ferry_server_hold().
+ */
+int ferry_server_serve(struct ferry_server *s, struct ferry_failure *f);
+
+/* Before _start: let requests wait until ferry_server_serve(). */
+void ferry_server_hold(struct ferry_server *s);
+
+/* Any thread. */
+void ferry_server_stats(const struct ferry_server *s, struct ferry_server_stats *out);
+
+enum ferry_server_event {
+	FERRY_SERVER_NOTHING,	/* the timeout passed */
+	FERRY_SERVER_CONNECTED, /* a dialed session has all of its connections */
+	FERRY_SERVER_COMPLETED, /* a session's target has everything */
+	FERRY_SERVER_LINK_LOST, /* a session lost a connection; it is resumed */
+	FERRY_SERVER_FAILED,	/* a session was refused by its target, or a page can't be had */
+};
+
+/**
+ * ferry_server_wait() - the next thing that the owner may want to know
+ * @timeout_ms: -1 for ever; @stop_fd: -1 or an fd that ends the wait (-ECANCELED)
+ * @f: the story for LINK_LOST and FAILED
+ * Return: an enum ferry_server_event, or a negative errno.
+ */
+int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd,
+		      struct ferry_failure *f);
+
+#endif

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where the pages come from: a file (shared memory or a snapshot), a stopped process, memory of ours. */
+#ifndef FERRY_PAGESERVER_SOURCE_H
+#define FERRY_PAGESERVER_SOURCE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "protocol/message.h"
+
+/* One region's pages. Read-only; they don't change while they are served. */
+struct ferry_source;
+
+/**
+ * ferry_source_open_fd() - a region that is a file, or part of one
+ * @fd: a memfd, a file on tmpfs or hugetlbfs, or a snapshot file; given (closed by _free, and on error)
+ * @name: what the target matches; @offset, @bytes: multiples of @page_bytes
+ * The file is mapped shared and read-only: pages are sent from the mapping without a copy.
+ * Errors: -EINVAL, -ENODEV, ... (REFUSE) with what to change in @f.
+ */
+int ferry_source_open_fd(struct ferry_source **out, const char *name, int fd, uint64_t offset,
+			 uint64_t bytes, uint32_t page_bytes, struct ferry_failure *f);
+
+/* The same for a path; a region of the whole file, named after its last component. Huge pages are
+ * found by fstatfs. A file whose size is no multiple of the page size is refused. */
+int ferry_source_open_path(struct ferry_source **out, const char *path, struct ferry_failure *f);
+
+/**
+ * ferry_source_open_process() - memory of another process, by process_vm_readv
+ * @start, @bytes: the range in @pid; the process must be stopped (state T, or frozen), so that what
+ * is sent does not change: -EBUSY otherwise, with how to stop it in @f.
+ * A page that was never touched is found by /proc/PID/pagemap and is a hole.
+ */
+int ferry_source_open_process(struct ferry_source **out, const char *name, pid_t pid,
+			      uint64_t start, uint64_t bytes, uint32_t page_bytes,
+			      struct ferry_failure *f);
+
+/* Memory of this process: borrowed until _free. */
+int ferry_source_open_memory(struct ferry_source **out, const char *name, const void *start,
+			     uint64_t bytes, uint32_t page_bytes, struct ferry_failure *f);
+
+void ferry_source_free(struct ferry_source *s);
+
+/* Name, size and page size; ->id is 0, the owner numbers its regions. */
+const struct ferry_region_desc *ferry_source_desc(const struct ferry_source *s);
+
+/**
+ * ferry_source_pages() - the bytes of a run of pages
+ * @scratch: @n_pages pages of room, used by sources that can't give a pointer into a mapping
+ * @data:    where the bytes are: in the source's mapping (valid until _free) or in @scratch
+ * Context: any thread.
+ * Errors: -ESRCH, -EIO, -EFAULT (LOST): the page can't be had any more. A file that was truncated
+ *         under us is -EIO, not a signal.
+ */
+int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_pages,
+		       void *scratch, const void **data);
+
+/**
+ * ferry_source_next_data() - walk over holes without reading them
+ * @from: page index; @first, @end: the next run of pages that may hold data at or after @from; both
+ *        n_pages when only holes follow
+ * Called once the memory no longer changes. Errors: negative errno; a source that knows no holes
+ * reports everything as data.
+ */
+int ferry_source_next_data(struct ferry_source *s, uint64_t from, uint64_t *first, uint64_t *end);
+
+/* Is every byte of @bytes (a multiple of 64) at @data zero? */
+bool ferry_is_zero(const void *data, size_t bytes);
+
+#endif

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which pages are here, asked for, or known to be zero: the deciding part of the target side.
+ * Pure: no IO, no clock, no kernel. tests/sim runs this very code on virtual time.
+ *
+ * For each page there are three bits:
+ *   known  it is present, or the source said that it is zero: nothing need be sent for it
+ *   zero   the source said that it is zero and it was not placed: a fault is answered from here
+ *   asked  a thread waits for it and the source was asked
+ *
+ * Bits are shared by the fault loop and the bulk receivers without a lock: each first writes its
+ * bit and then looks at the other's, so that a page that becomes known while a thread begins to
+ * wait for it is always noticed by one of the two.
+ */
+#ifndef FERRY_UFFD_PAGER_H
+#define FERRY_UFFD_PAGER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/bitmap.h"
+#include "protocol/message.h"
+
+struct ferry_pager_region {
+	uint64_t n_pages;
+	struct ferry_bitmap known, zero, asked;
+};
+
+struct ferry_pager {
+	uint32_t n_regions;
+	struct ferry_pager_region regions[FERRY_MAX_REGIONS];
+	uint64_t pages_total;
+	_Atomic uint64_t pages_known;
+};
+
+/* What to do about a fault. */
+enum ferry_fault_verdict {
+	FERRY_FAULT_ASK,     /* ask the source; the page is marked as asked for */
+	FERRY_FAULT_ASKED,   /* it was asked for already: nothing to do */
+	FERRY_FAULT_ZERO,    /* the source said that it is zero: place zeros */
+	/*
+	 * It was placed before. Mostly the message is older than the placement. If the page is
+	 * missing all the same, the guest has discarded it since: placing zeros finds out, as it
+	 * leaves a present page alone.
+	 */
+	FERRY_FAULT_PLACED,
+};
+
+/* @n_pages: of each region. Errors: -ENOMEM. */
+int ferry_pager_init(struct ferry_pager *p, const struct ferry_layout *layout);
+void ferry_pager_fini(struct ferry_pager *p);
+
+/* Does @run lie inside the layout? Anything else from a peer is refused. */
+bool ferry_pager_has(const struct ferry_pager *p, const struct ferry_run *run);
+
+enum ferry_fault_verdict ferry_pager_fault(struct ferry_pager *p, uint32_t region, uint64_t page);
+
+/* A run was placed, or found present. Return: how many of its pages were not known before. */
+uint64_t ferry_pager_placed(struct ferry_pager *p, const struct ferry_run *run);
+
+/**
+ * ferry_pager_said_zero() - the source says that a run is zero
+ * Threads may wait for some of its pages: the caller calls ferry_pager_next_waiting() from the
+ * run's start on afterwards, and places zeros there.
+ * Return: how many of its pages were not known before.
+ */
+uint64_t ferry_pager_said_zero(struct ferry_pager *p, const struct ferry_run *run);
+
+/*
+ * The guest discarded a run (private anonymous memory): it is zero now, whatever the source has.
+ * The same duty as for _said_zero. Return: how many of its pages were not known before.
+ */
+uint64_t ferry_pager_discarded(struct ferry_pager *p, const struct ferry_run *run);
+
+/*
+ * Is @page of the region discarded or said to be zero, so that content which arrives for it late
+ * must not be placed?
+ */
+bool ferry_pager_is_zero(const struct ferry_pager *p, uint32_t region, uint64_t page);
+
+/**
+ * ferry_pager_next_waiting() - pages that were asked for and are said to be zero
+ * @page: in: where to look from; out: the page found
+ * @end:  where to stop
+ */
+bool ferry_pager_next_waiting(const struct ferry_pager *p, uint32_t region, uint64_t *page,
+			      uint64_t end);
+
+/**
+ * ferry_pager_next_outstanding() - pages that were asked for and have not come
+ * For asking again after a resume. @run: in: ->region and ->first_page say where to look from; out:
+ * a run of at most @max_pages. The caller goes on behind it.
+ */
+bool ferry_pager_next_outstanding(const struct ferry_pager *p, struct ferry_run *run,
+				  uint32_t max_pages);
+
+/* The same for pages that are not known, asked for or not. */
+bool ferry_pager_next_missing(const struct ferry_pager *p, struct ferry_run *run,
+			      uint32_t max_pages);
+
+static inline bool ferry_pager_is_complete(const struct ferry_pager *p)
+{
+	return atomic_load(&p->pages_known) == p->pages_total;
+}
+
+#endif

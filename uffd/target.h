@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The target's engine: catches faults on its regions and fills them from a source.
+ *
+ * Threads:
+ *   fault    owns the userfaultfd and the urgent connection: reads faults, asks, places, wakes.
+ *            There is no hand-over between threads on the way of an urgent page.
+ *   bulk     one a bulk connection: receives pushed runs and places them.
+ *   session  handshakes, control connection, liveness; dials or accepts, and resumes after a loss.
+ */
+#ifndef FERRY_UFFD_TARGET_H
+#define FERRY_UFFD_TARGET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/addr.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "protocol/message.h"
+#include "trace/histogram.h"
+#include "uffd/maps.h"
+#include "uffd/uffd.h"
+
+struct ferry_target;
+
+/* Memory that is to be filled. */
+struct ferry_target_region {
+	struct ferry_region_desc desc; /* ->name matches the source's region */
+	struct ferry_hva start;	       /* in the process that owns the memory; page-aligned */
+	enum ferry_mapping_kind kind;  /* anon, shared or hugetlb */
+};
+
+struct ferry_target_config {
+	struct ferry_uffd uffd; /* given: the target owns its descriptors from _new on, on error too */
+	const struct ferry_target_region *regions; /* copied; their ids are 0, 1, 2, ... */
+	uint32_t n_regions;
+	uint32_t n_bulk; /* bulk connections, 0 for a default of 1; the dialer decides */
+	uint64_t max_bytes_per_second; /* asked of the source for its push; 0: no limit */
+	bool adopt; /* the regions are registered already and partly filled: take over, resume */
+	const struct ferry_log *log;	/* borrowed; may be NULL */
+};
+
+struct ferry_target_stats {
+	uint64_t pages_total, pages_known; /* complete when equal */
+	uint64_t pages_urgent;	/* placed from answers */
+	uint64_t pages_pushed;	/* placed from the push */
+	uint64_t pages_zero;	/* said to be zero */
+	uint64_t pages_duplicate; /* came when they were present already */
+	uint64_t pages_present;	/* were present before we began */
+	uint64_t wire_bytes;	/* received, frames and payload */
+	uint64_t faults;	/* messages read; several threads may fault on one page */
+	uint64_t faults_coalesced;
+	uint64_t requests;
+	uint64_t discarded_pages;
+	uint32_t resumes;
+	bool link_up;
+	struct ferry_histogram fault_ns; /* message read to woken, of faults that went to the source */
+	struct ferry_histogram local_ns; /* of faults that were answered from here */
+};
+
+/**
+ * ferry_target_new() - register the regions; from now on their faults wait for us
+ * Errors: REFUSE with which region and why in @f; everything is unregistered again.
+ */
+int ferry_target_new(struct ferry_target **out, const struct ferry_target_config *config,
+		     struct ferry_failure *f);
+
+/* Start the fault thread. Faults are collected from here on; they are asked for once a session is
+ * there. */
+int ferry_target_start(struct ferry_target *t, struct ferry_failure *f);
+
+/**
+ * ferry_target_dial() - open a session to a page server, and keep it open
+ * Returns once all connections are open and the layouts fit.
+ * @stop_fd: gives up the first attempt; -1 for none
+ * Errors: LINK (cannot connect) or REFUSE (the server said no, layouts differ), in @f.
+ */
+int ferry_target_dial(struct ferry_target *t, const struct ferry_addr *from, int stop_fd,
+		      struct ferry_failure *f);
+
+/**
+ * ferry_target_expect() - take the session that a source is going to dial
+ * @session, @n_bulk: as the source announced them
+ * Its connections then come in by ferry_target_adopt_conn().
+ */
+int ferry_target_expect(struct ferry_target *t, const struct ferry_session_id *session,
+			uint32_t n_bulk, struct ferry_failure *f);
+
+/**
+ * ferry_target_adopt_conn() - a connection that was accepted elsewhere
+ * @fd: given, on error too; its Hello was read and nothing more
+ * @hello: of a CONTROL, URGENT or BULK role
+ * The target answers it: Welcome, or Error and close. Any thread.
+ * Errors: -EPERM, -EBUSY, ... with why in @f: the peer was told the same.
+ */
+int ferry_target_adopt_conn(struct ferry_target *t, int fd, const struct ferry_hello *hello,
+			    struct ferry_failure *f);
+
+/* Opaque state that came with the layout. Borrowed until _free; once a session was opened. */
+const void *ferry_target_state(const struct ferry_target *t, uint32_t *bytes);
+
+/* Ask the source to push. May be called once a session is open; repeated after each resume. */
+int ferry_target_push(struct ferry_target *t);
+
+enum ferry_target_event {
+	FERRY_TARGET_NOTHING,	/* the timeout passed */
+	FERRY_TARGET_OPEN,	/* all connections of the session are open (also after a resume) */
+	FERRY_TARGET_LINK_LOST, /* threads that touch missing pages wait until the session is resumed */
+	FERRY_TARGET_COMPLETE,	/* everything is resident and unregistered, the source was released */
+	FERRY_TARGET_GONE,	/* the process whose memory it is has ended */
+	FERRY_TARGET_FAILED,	/* the source refuses to go on; pages are missing, threads wait */
+};
+
+/**
+ * ferry_target_wait() - the next thing that the owner may want to know
+ * @timeout_ms: -1 for ever; @stop_fd: -1 or an fd that ends the wait (-ECANCELED)
+ * Return: an enum ferry_target_event, or a negative errno. @f: the story for LINK_LOST, GONE, FAILED
+ */
+int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
+		      struct ferry_failure *f);
+
+/* Any thread. */
+void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats *out);
+
+/**
+ * ferry_target_abandon() - before the guest runs: give the memory back as it was
+ * Unregisters everything: missing pages are then the kernel's zero pages again. Only for a guest
+ * that has not run on this memory.
+ */
+void ferry_target_abandon(struct ferry_target *t);
+
+/* Ends threads and connections and closes our descriptors. What is not resident stays registered:
+ * its threads go on waiting, for a recovery. */
+void ferry_target_free(struct ferry_target *t);
+
+#endif
