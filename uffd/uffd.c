@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -17,7 +16,7 @@
 #include "uffd/uffd_internal.h"
 
 /* The kernel's own mark in the features that fdinfo shows: UFFDIO_API is done. */
-#define FEATURE_INITIALIZED (UINT64_C(1) << 31)
+#define FEATURE_INITIALIZED (INT64_C(1) << 31)
 
 static int open_by_device(void)
 {
@@ -71,25 +70,53 @@ int ferry_uffd_handshake(int fd, uint64_t *features)
 	return 0;
 }
 
-int ferry_uffd_inspect(pid_t pid, int fd, bool *ready, uint64_t *features)
+/* Return: the features that fdinfo has, with FEATURE_INITIALIZED, or negative errno. */
+static int64_t read_fdinfo(int fd)
 {
 	char path[64], line[160];
 	_cleanup_fclose_ FILE *info = NULL;
 
-	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", (int)pid, fd);
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
 	info = fopen(path, "re");
 	if (!info)
 		return -errno;
 	while (fgets(line, sizeof(line), info)) {
-		uint64_t api, on;
+		unsigned int api, on;
 
-		if (sscanf(line, "API: %" SCNx64 ":%" SCNx64, &api, &on) != 2)
-			continue;
-		*ready = on & FEATURE_INITIALIZED;
-		*features = on & ~FEATURE_INITIALIZED;
-		return 0;
+		if (sscanf(line, "API: %x:%x", &api, &on) == 2)
+			return on;
 	}
 	return -EBADF;
+}
+
+static bool is_userfaultfd(int fd)
+{
+	char path[64], link[sizeof(FERRY_UFFD_LINK)];
+	ssize_t len;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	len = readlink(path, link, sizeof(link));
+	return len == sizeof(FERRY_UFFD_LINK) - 1 &&
+	       memcmp(link, FERRY_UFFD_LINK, (size_t)len) == 0;
+}
+
+int ferry_uffd_make_ready(int fd, uint64_t *features)
+{
+	int64_t info = is_userfaultfd(fd) ? read_fdinfo(fd) : -EBADF;
+	uint64_t on = 0;
+
+	if (info < 0)
+		return (int)info;
+	if (info & FEATURE_INITIALIZED)
+		on = (uint64_t)(info & ~FEATURE_INITIALIZED);
+	else {
+		int r = ferry_uffd_handshake(fd, &on);
+
+		if (r < 0)
+			return r;
+	}
+	*features = on;
+	return 0;
 }
 
 int ferry_uffd_open(struct ferry_uffd *out, uint64_t wanted, struct ferry_failure *f)

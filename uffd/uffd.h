@@ -19,7 +19,7 @@ struct ferry_uffd {
 	int pidfd;	   /* owned; of the process whose memory it is; -1 for our own */
 	pid_t pid;	   /* that process; our own for an own one */
 	int remote_fd;	   /* the number it has in that process, when attached; else -1 */
-	uint64_t features; /* UFFD_FEATURE_* that are on; 0 when not known (received) */
+	uint64_t features; /* UFFD_FEATURE_* that are on */
 };
 
 #define FERRY_UFFD_NONE ((struct ferry_uffd){.fd = -1, .pidfd = -1, .remote_fd = -1})
@@ -35,14 +35,20 @@ int ferry_uffd_open(struct ferry_uffd *out, uint64_t wanted, struct ferry_failur
 
 /**
  * ferry_uffd_attach() - a userfaultfd for the memory of another, unmodified process
- * The process is made to run userfaultfd() and ioctl(UFFDIO_API) once each and then goes on as if
- * nothing had happened; we get a duplicate of the descriptor. The process keeps its own, so that
- * the death of ours never closes the last one (which would zero-fill silently).
+ * The process is made to run userfaultfd() and then goes on as if nothing had happened; we get a
+ * duplicate of the descriptor. Where the process has no right to userfaultfd, but we have, it is
+ * made to ask our /dev/userfaultfd for one instead. It keeps its own descriptor, so that the death
+ * of ours never closes the last one (which would zero-fill silently).
+ * A seccomp filter of the process is suspended for the one thread meanwhile; where we can't do
+ * that (no CAP_SYS_ADMIN, or a seccomp filter on ourselves) such a process is refused, because
+ * its filter might kill it.
  * @pid:    the process; the caller has made sure it is the right one
  * @wanted: as above
- * Takes about a millisecond, in which one thread of @pid is stopped.
- * Errors: -EPERM (ptrace not allowed), -ESRCH (no such process), -ENOSYS, ... (REFUSE) with how to
- *         mend it in @f. On error the process runs on unchanged.
+ * Takes about a millisecond, in which one thread of @pid is stopped. Signals to the calling thread
+ * wait until it is over. Being killed in that millisecond may kill @pid too.
+ * Errors: -EPERM (ptrace not allowed), -ESRCH (no such process), -EINVAL (our own, or a thread's
+ *         number), -EBUSY (no thread of it could be stopped), -EOPNOTSUPP (a 32-bit process),
+ *         -ENOSYS, ... (REFUSE) with how to mend it in @f. On error the process runs on unchanged.
  * Source: ptrace(2), pidfd_getfd(2); docs/probes/inject-uffd.c
  */
 int ferry_uffd_attach(struct ferry_uffd *out, pid_t pid, uint64_t wanted,
@@ -51,7 +57,9 @@ int ferry_uffd_attach(struct ferry_uffd *out, pid_t pid, uint64_t wanted,
 /**
  * ferry_uffd_adopt() - find the userfaultfd that an earlier attach left open in a process
  * For recovery after our own death. Looks through /proc/PID/fd for anon_inode:[userfaultfd].
- * Errors: -ENOENT (REFUSE) when there is none; -EPERM, -ESRCH as above.
+ * Faults that the earlier holder had read, but not served, are not reported again: wake all ranges.
+ * Errors: -ENOENT (REFUSE) when there is none, -ENOTUNIQ (REFUSE) when there are several; -EPERM,
+ *         -ESRCH as above.
  */
 int ferry_uffd_adopt(struct ferry_uffd *out, pid_t pid, struct ferry_failure *f);
 
@@ -60,13 +68,18 @@ int ferry_uffd_adopt(struct ferry_uffd *out, pid_t pid, struct ferry_failure *f)
  * @sock: a connected UNIX stream socket; one message is read, the first descriptor kept and any
  *        others closed
  * @data, @len: where the message's bytes go, and how many fit; on success *@len is what came
+ * The sender is taken for the process whose memory it is.
  * Errors: -EBADMSG (REFUSE) when no descriptor came, it is no userfaultfd, or it was truncated;
- *         -ECONNRESET when the peer closed.
+ *         -ECONNRESET when the peer closed; -EAGAIN when @sock is non-blocking and nothing came;
+ *         -ESRCH (REFUSE) when the sender has exited.
  */
 int ferry_uffd_recv(struct ferry_uffd *out, int sock, void *data, size_t *len,
 		    struct ferry_failure *f);
 
-/* Send @u's descriptor with @len bytes (at least 1) of @data. @sock: a connected UNIX socket. */
+/*
+ * Send @u's descriptor with @len bytes (at least 1) of @data. @sock: a connected UNIX socket.
+ * Errors: negative errno (LINK), -EAGAIN when @sock is non-blocking and full.
+ */
 int ferry_uffd_send(const struct ferry_uffd *u, int sock, const void *data, size_t len);
 
 /**

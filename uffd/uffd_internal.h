@@ -3,9 +3,7 @@
 #ifndef FERRY_UFFD_UFFD_INTERNAL_H
 #define FERRY_UFFD_UFFD_INTERNAL_H
 
-#include <stdbool.h>
 #include <stdint.h>
-#include <sys/types.h>
 
 #define FERRY_UFFD_FLAGS (O_CLOEXEC | O_NONBLOCK)
 
@@ -27,10 +25,11 @@ int ferry_uffd_supported(uint64_t *features);
 int ferry_uffd_handshake(int fd, uint64_t *features);
 
 /*
- * Whether UFFDIO_API was done on descriptor @fd of process @pid, and which features are on.
- * Source: /proc/PID/fdinfo/FD, the line "API:"
+ * Make sure that @fd, which somebody else opened, is a userfaultfd with UFFDIO_API done, and find
+ * out which features are on.
+ * Source: /proc/self/fdinfo/FD, the line "API:"
  * Errors: -EBADF when it is no userfaultfd; another negative errno.
  */
-int ferry_uffd_inspect(pid_t pid, int fd, bool *ready, uint64_t *features);
+int ferry_uffd_make_ready(int fd, uint64_t *features);
 
 #endif
