@@ -34,7 +34,8 @@ static int fill_unix(struct sockaddr_un *sun, const char *path)
 /* A socket file whose listener is gone refuses connections: only then may it be replaced. */
 static bool is_stale_socket(const struct sockaddr_un *sun)
 {
-	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	/* Non-blocking: a live listener with a full queue must not hold us up. */
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	struct stat st;
 
 	if (fd < 0 || lstat(sun->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
@@ -43,12 +44,35 @@ static bool is_stale_socket(const struct sockaddr_un *sun)
 	       errno == ECONNREFUSED;
 }
 
+static const char *listen_advice(int err)
+{
+	switch (err) {
+	case -EADDRINUSE:
+		return "; something listens there already: stop it, or choose another address";
+	case -EADDRNOTAVAIL:
+		return "; the address is not one of this host's";
+	case -EACCES:
+		return "; choose another port or path, or run with more rights";
+	case -ENOENT:
+		return "; make the directory first";
+	default:
+		return "";
+	}
+}
+
+static int cannot_listen(const struct ferry_addr *a, int err, struct ferry_failure *f)
+{
+	char text[FERRY_ADDR_TEXT_MAX];
+
+	ferry_addr_format(a, text);
+	return ferry_fail(f, FERRY_REFUSE, err, "cannot listen on %s: %s%s", text, strerror(-err),
+			  listen_advice(err));
+}
+
 static int listen_unix(const struct ferry_addr *a, struct ferry_failure *f)
 {
 	_cleanup_close_ int fd = -1;
 	struct sockaddr_un sun;
-	mode_t old;
-	int rc;
 
 	fill_unix(&sun, a->path);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -56,12 +80,10 @@ static int listen_unix(const struct ferry_addr *a, struct ferry_failure *f)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "socket");
 	if (is_stale_socket(&sun))
 		unlink(sun.sun_path);
-	old = umask(0177);
-	rc = bind(fd, (struct sockaddr *)&sun, sizeof(sun));
-	umask(old);
-	if (rc < 0 || listen(fd, LISTEN_BACKLOG) < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "cannot listen on unix:%s",
-					a->path);
+	/* The file gets the socket's mode. The umask would be the whole process's. */
+	if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&sun, sizeof(sun)) < 0 ||
+	    listen(fd, LISTEN_BACKLOG) < 0)
+		return cannot_listen(a, -errno, f);
 	return TAKE_FD(fd);
 }
 
@@ -80,7 +102,6 @@ static int resolve(const struct ferry_addr *a, int flags, struct addrinfo **out,
 
 int ferry_net_listen(const struct ferry_addr *a, struct ferry_failure *f)
 {
-	char text[FERRY_ADDR_TEXT_MAX];
 	struct addrinfo *list;
 	int err = -EADDRNOTAVAIL;
 	int fd = -1, one = 1, rc;
@@ -106,8 +127,7 @@ int ferry_net_listen(const struct ferry_addr *a, struct ferry_failure *f)
 	freeaddrinfo(list);
 	if (fd >= 0)
 		return fd;
-	ferry_addr_format(a, text);
-	return ferry_fail_errno(f, FERRY_REFUSE, err, "cannot listen on %s", text);
+	return cannot_listen(a, err, f);
 }
 
 int ferry_net_local(int fd, const struct ferry_addr *asked, struct ferry_addr *out)
