@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,14 +61,50 @@ static int bad(char *why, const char *fmt, ...)
 	return -EPROTO;
 }
 
-/* Copies text from a peer: cut to fit, without control characters (it may end on a terminal). */
-static void copy_text(char *out, size_t size, const char *in)
+/* Return: the bytes of the UTF-8 character at @in, 0 when there is none. */
+static size_t utf8_bytes(const unsigned char *in)
 {
-	size_t i = 0;
+	size_t n;
 
-	for (; in && in[i] && i + 1 < size; i++)
-		out[i] = (unsigned char)in[i] < 0x20 || in[i] == 0x7f ? '?' : in[i];
-	out[i] = '\0';
+	if (in[0] < 0x80)
+		return 1;
+	if (in[0] < 0xc2 || in[0] > 0xf4)
+		return 0;
+	n = in[0] < 0xe0 ? 2 : in[0] < 0xf0 ? 3 : 4;
+	for (size_t i = 1; i < n; i++)
+		if ((in[i] & 0xc0) != 0x80)
+			return 0;
+	/* Overlong forms, surrogates, and what lies past the last character. */
+	if ((in[0] == 0xe0 && in[1] < 0xa0) || (in[0] == 0xed && in[1] > 0x9f) ||
+	    (in[0] == 0xf0 && in[1] < 0x90) || (in[0] == 0xf4 && in[1] > 0x8f))
+		return 0;
+	return n;
+}
+
+/*
+ * Copies text from a peer: cut to fit between two characters, and with '?' for control characters
+ * and for what is not UTF-8. It may end on a terminal or in a line of JSON.
+ */
+static void copy_text(char *out, size_t size, const char *text)
+{
+	const unsigned char *in = (const unsigned char *)(text ? text : "");
+	size_t len = 0;
+
+	while (*in) {
+		size_t n = utf8_bytes(in);
+		bool plain = n > 2 || (n == 2 && (in[0] != 0xc2 || in[1] >= 0xa0)) ||
+			     (n == 1 && in[0] >= 0x20 && in[0] != 0x7f);
+
+		if (len + (plain ? n : 1) >= size)
+			break;
+		if (plain)
+			memcpy(out + len, in, n);
+		else
+			out[len] = '?';
+		len += plain ? n : 1;
+		in += n ? n : 1;
+	}
+	out[len] = '\0';
 }
 
 /* --- encoding ----------------------------------------------------------------------------- */
@@ -163,6 +200,8 @@ static int pack_prepare(const struct ferry_prepare *p, uint8_t *out, size_t size
 	Pageferry__Prepare w = PAGEFERRY__PREPARE__INIT;
 	struct regions_wire regions;
 
+	if (p->layout.n_regions > FERRY_MAX_REGIONS)
+		return -EMSGSIZE;
 	layout_to_wire(&p->layout, &regions);
 	w.vm = (char *)p->vm;
 	w.n_regions = p->layout.n_regions;
@@ -218,6 +257,8 @@ static int pack_message(const struct ferry_message *m, uint8_t *out, size_t size
 		Pageferry__Layout w = PAGEFERRY__LAYOUT__INIT;
 		struct regions_wire regions;
 
+		if (m->layout.n_regions > FERRY_MAX_REGIONS)
+			return -EMSGSIZE;
 		layout_to_wire(&m->layout, &regions);
 		w.n_regions = m->layout.n_regions;
 		w.regions = regions.list;
@@ -494,6 +535,15 @@ static const ProtobufCMessageDescriptor *descriptor(enum ferry_frame_type type)
 	return NULL;
 }
 
+/* A code that a later version added still says that something failed. */
+static enum ferry_error_code error_code_from_wire(Pageferry__ErrorCode code)
+{
+	if (code < PAGEFERRY__ERROR_CODE__ERROR_PROTOCOL ||
+	    code > PAGEFERRY__ERROR_CODE__ERROR_INTERNAL)
+		return FERRY_ERROR_INTERNAL;
+	return (enum ferry_error_code)code;
+}
+
 static int from_wire(const ProtobufCMessage *base, struct ferry_message *m, char *why)
 {
 	const void *w = base;
@@ -506,7 +556,7 @@ static int from_wire(const ProtobufCMessage *base, struct ferry_message *m, char
 		m->welcome.features = ((const Pageferry__Welcome *)w)->features;
 		return 0;
 	case FERRY_FRAME_ERROR:
-		m->error.code = (enum ferry_error_code)((const Pageferry__Error *)w)->code;
+		m->error.code = error_code_from_wire(((const Pageferry__Error *)w)->code);
 		copy_text(m->error.text, sizeof(m->error.text), ((const Pageferry__Error *)w)->text);
 		return 0;
 	case FERRY_FRAME_LAYOUT: {
