@@ -3,6 +3,7 @@
 #include "uffd/uffd.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -62,6 +63,11 @@ static int find_peer(int sock, struct ferry_uffd *u, struct ferry_failure *f)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "process %d", (int)cred.pid);
 	u->pid = cred.pid;
 	u->pidfd = fd;
+	/* Newer kernels have a pidfd also of a process that has ended. */
+	if (poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) != 0)
+		return ferry_fail(f, FERRY_REFUSE, -ESRCH,
+				  "process %d, which sent the userfaultfd, has ended",
+				  (int)cred.pid);
 	return 0;
 }
 
