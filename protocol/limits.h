@@ -14,7 +14,7 @@
 
 #define FERRY_MAX_REGIONS	   32
 #define FERRY_MAX_REGION_NAME	   64 /* bytes, with the closing NUL */
-#define FERRY_MAX_REGION_PAGES	   (1ull << 36)
+#define FERRY_MAX_REGION_PAGES	   ((1ull << 32) - 1)
 #define FERRY_MIN_PAGE_BYTES	   4096u
 #define FERRY_MAX_PAGE_BYTES	   (2u * 1024 * 1024)
 #define FERRY_MAX_REQUEST_RUNS	   512

@@ -14,7 +14,8 @@
 #include "base/util.h"
 
 #define IN_BYTES (FERRY_FRAME_HEADER_BYTES + FERRY_MAX_MESSAGE_BYTES + FERRY_MAX_CONTROL_BYTES)
-/* Without progress for this long a write has failed: the peer reads its control messages at once. */
+/* Without progress for this long a write has failed: the peer reads its control messages at once.
+ */
 #define SEND_TIMEOUT_MS 10000
 
 static enum ferry_net_class class_of(enum ferry_role role)
@@ -33,7 +34,9 @@ static int channel_init(struct ferry_channel *c, int fd)
 {
 	*c = (struct ferry_channel){.fd = fd};
 	c->out = malloc(FERRY_MAX_ENCODED_BYTES);
-	if (!c->out || ferry_arena_init(&c->arena) < 0 || ferry_framebuf_init(&c->in, IN_BYTES) < 0) {
+	if (!c->out || ferry_arena_init(&c->arena) < 0 ||
+	    ferry_framebuf_init(&c->in, IN_BYTES) < 0) {
+		c->fd = -1; /* the caller's until we succeed */
 		ferry_channel_close(c);
 		return -ENOMEM;
 	}
@@ -51,10 +54,11 @@ void ferry_channel_close(struct ferry_channel *c)
 	*c = (struct ferry_channel){.fd = -1};
 }
 
-int ferry_channel_take_fd(struct ferry_channel *c)
+int ferry_channel_take(struct ferry_channel *c, struct ferry_connection *connection)
 {
 	int fd = TAKE_FD(c->fd);
 
+	*connection = c->connection;
 	ferry_channel_close(c);
 	return fd;
 }
@@ -82,7 +86,8 @@ void ferry_channel_refuse(int fd, enum ferry_error_code code, const char *text)
 		(void)!send(fd, out, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* A frame was put together: decode and judge it. Return: 1 for the caller, 0 when it was dealt with. */
+/* A frame was put together: decode and judge it. Return: 1 for the caller, 0 when it was dealt
+ * with. */
 static int take(struct ferry_channel *c, const struct ferry_frame *frame, struct ferry_message *m,
 		struct ferry_failure *f)
 {
@@ -160,9 +165,8 @@ int ferry_channel_receive(struct ferry_channel *c, struct ferry_message *m, int 
 		if (timeout_ms > 0) {
 			uint64_t now = ferry_now_ns();
 
-			timeout_ms = now >= deadline
-					     ? 0
-					     : (int)((deadline - now) / FERRY_NS_PER_MS) + 1;
+			timeout_ms =
+				now >= deadline ? 0 : (int)((deadline - now) / FERRY_NS_PER_MS) + 1;
 		}
 		rc = fill(c, timeout_ms, stop_fd);
 		if (rc == -ETIMEDOUT || rc == -ECANCELED)

@@ -42,8 +42,11 @@ int ferry_channel_welcome(struct ferry_channel *c, int fd, enum ferry_side side,
 /* Closes. Twice is fine; zeroed or failed ones are fine. */
 void ferry_channel_close(struct ferry_channel *c);
 
-/* Close, but hand out the descriptor; only right when nothing was received beyond what was taken. */
-int ferry_channel_take_fd(struct ferry_channel *c);
+/*
+ * Close, but hand out the descriptor and where the connection stands, for a thread that reads it in
+ * its own way. Only right when nothing was received beyond what was taken.
+ */
+int ferry_channel_take(struct ferry_channel *c, struct ferry_connection *connection);
 
 /* @m->payload goes with it. Errors (LINK): as ferry_net_write_all(). */
 int ferry_channel_send(struct ferry_channel *c, const struct ferry_message *m, int stop_fd);

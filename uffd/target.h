@@ -19,14 +19,20 @@
 #include "base/log.h"
 #include "protocol/message.h"
 #include "trace/histogram.h"
+#include "uffd/kernel.h"
 #include "uffd/maps.h"
 #include "uffd/uffd.h"
 
 struct ferry_target;
 
+/* What to ask of a userfaultfd that a target is going to own; what the kernel lacks is left out. */
+#define FERRY_TARGET_UFFD_FEATURES                                                                 \
+	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |         \
+	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_THREAD_ID)
+
 /* Memory that is to be filled. */
 struct ferry_target_region {
-	struct ferry_region_desc desc; /* ->name matches the source's region */
+	struct ferry_region_desc desc; /* an empty ->name matches the source's region by order */
 	struct ferry_hva start;	       /* in the process that owns the memory; page-aligned */
 	enum ferry_mapping_kind kind;  /* anon, shared or hugetlb */
 };

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The inside of a target: what its threads share. See target.h for who they are.
+ *
+ *   guest touches a page
+ *        | uffd message
+ *   fault loop (fault_loop.c) --PageRequest--> urgent connection --> source
+ *        |                    <--PageRun------
+ *   placement (fill.c)  <---- bulk receivers (bulk.c) <--PageRun-- source's push
+ *        |
+ *   pager (pager.c): known, zero, asked
+ *
+ *   session thread (session.c): connections up, watched, down and up again; completion
+ */
+#ifndef FERRY_UFFD_ENGINE_H
+#define FERRY_UFFD_ENGINE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "uffd/channel.h"
+#include "uffd/pager.h"
+#include "uffd/place.h"
+#include "uffd/target.h"
+
+/* Distinct pages that threads may wait for at once. Beyond it further fault messages stay in the
+ * kernel until answers have come: back-pressure, not loss. */
+#define FERRY_MAX_PENDING 2048u /* a power of two */
+
+struct ferry_engine_region {
+	struct ferry_target_region info;
+	_Atomic uint64_t start; /* moves when the guest's process remaps it */
+	uint64_t bytes;
+};
+
+struct ferry_engine_bulk {
+	struct ferry_target *target;
+	pthread_t thread;
+	int fd;		 /* borrowed from the link */
+	struct ferry_connection connection;
+	uint8_t *buffer; /* owned: a run, page-aligned, and behind it room for a message */
+};
+
+/* The connections of one epoch. */
+struct ferry_engine_link {
+	uint32_t epoch;
+	bool has_control;
+	struct ferry_channel control;
+	int urgent; /* -1 when not there yet; owned, as the others */
+	struct ferry_connection urgent_connection;
+	int bulk[FERRY_MAX_BULK];
+	struct ferry_connection bulk_connection[FERRY_MAX_BULK];
+};
+
+struct ferry_engine_counters {
+	_Atomic uint64_t pages_urgent, pages_pushed, pages_zero, pages_duplicate, pages_present;
+	_Atomic uint64_t wire_bytes, faults, faults_coalesced, requests, discarded_pages;
+	_Atomic uint32_t resumes;
+};
+
+#define FERRY_ENGINE_EVENTS 16
+
+struct ferry_engine_event {
+	enum ferry_target_event type;
+	struct ferry_failure failure;
+};
+
+struct ferry_target {
+	/* set up by _new, constant from then on */
+	struct ferry_uffd uffd;
+	struct ferry_layout layout;
+	struct ferry_engine_region regions[FERRY_MAX_REGIONS];
+	uint32_t n_regions;
+	uint64_t max_bytes_per_second;
+	const struct ferry_log *log;
+	void *zeroes;	    /* one page of zeros of the largest page size; owned */
+	size_t zeroes_bytes;
+	bool has_discards;  /* a region's pages may turn to zero under us: see fill.c */
+	int stop_fd;	    /* eventfd: everything ends */
+	int fault_kick;	    /* eventfd: look at fault_* below */
+	int session_kick;   /* eventfd: look at the link, the pager, push_wanted */
+
+	struct ferry_pager pager;
+	struct ferry_engine_counters counters;
+	struct ferry_histogram fault_ns, local_ns;
+	_Atomic bool link_up, gone;
+	_Atomic uint32_t n_holes_left; /* ranges that may still be unregistered early */
+
+	/* Orders discards against placements of regions where that matters. */
+	pthread_mutex_t discard_lock;
+
+	pthread_mutex_t lock; /* of everything below */
+	pthread_cond_t changed;
+	bool fault_running, session_running, opened;
+	pthread_t fault_thread, session_thread;
+
+	/* the urgent connection's way to the fault thread and back */
+	int fault_offer;		/* fd to use, -1 for none; borrowed from the link */
+	struct ferry_connection fault_connection; /* where that stands */
+	unsigned int fault_generation;	/* of the offer */
+	unsigned int fault_seen;	/* the generation that the fault thread uses */
+	bool fault_sweep;		/* ask for everything that is missing */
+
+	/* session */
+	bool dials;
+	struct ferry_addr from;
+	struct ferry_session_id session;
+	bool expects;		/* session and n_bulk are known */
+	uint32_t n_bulk;
+	uint32_t next_epoch;	/* connections of lower ones are refused */
+	struct ferry_engine_link incoming; /* what was accepted and not yet taken over */
+	bool broken;		/* a connection of the current link failed, or was superseded */
+	struct ferry_failure broken_why;
+	bool push_wanted;
+	uint32_t n_push_done;
+	int first_rc; /* of the first attempt, for ferry_target_dial() */
+	bool first_done;
+	struct ferry_failure first_why;
+	uint8_t state[FERRY_MAX_STATE_BYTES];
+	uint32_t state_bytes;
+
+	/* events for the owner */
+	struct ferry_engine_event events[FERRY_ENGINE_EVENTS];
+	unsigned int events_begin, n_events;
+	int events_fd; /* eventfd, readable while there are some */
+};
+
+/* --- fill.c: placement, by the fault thread and the bulk receivers ---------------------------- */
+
+/**
+ * ferry_engine_fill() - place a run that came from the source
+ * @data: its pages, or NULL when the source says that they are zero
+ * @done: in and out: pages of the run that are dealt with; a call goes on from there
+ * @n_new: grows by the pages that became present by it
+ * Wakes whoever waits for the pages, also when they were present already.
+ * Errors: -EAGAIN (RETRY once the events of the userfaultfd have been read), -ENOMEM (RETRY later),
+ *         -ESRCH (LOST), -ENOENT (the range is not mapped any more, and no event said so).
+ */
+int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
+		      uint32_t *done, uint32_t *n_new);
+
+/* Place zeros on one page, or wake who waits there when it is present. Errors: as above. */
+int ferry_engine_fill_zero(struct ferry_target *t, uint32_t region, uint64_t page);
+
+/* A large run that the source says is zero: let the kernel have it, so that it costs no faults. */
+void ferry_engine_leave_hole(struct ferry_target *t, const struct ferry_run *run);
+
+/* --- fault_loop.c --------------------------------------------------------------------------- */
+
+void *ferry_engine_fault_thread(void *target);
+
+/* --- bulk.c --------------------------------------------------------------------------------- */
+
+void *ferry_engine_bulk_thread(void *bulk);
+
+/* --- session.c ------------------------------------------------------------------------------ */
+
+void *ferry_engine_session_thread(void *target);
+
+/* --- target.c ------------------------------------------------------------------------------- */
+
+void ferry_engine_kick(int eventfd);
+void ferry_engine_unkick(int eventfd);
+
+/* A connection of the current link failed. The first reason is kept. Any thread. */
+void ferry_engine_link_broken(struct ferry_target *t, const struct ferry_failure *why);
+
+/* Tell the owner. @why may be NULL. Any thread. */
+void ferry_engine_notify(struct ferry_target *t, enum ferry_target_event type,
+			 const struct ferry_failure *why);
+
+/* The process whose memory it is has ended. Said once. Any thread. */
+void ferry_engine_gone(struct ferry_target *t);
+
+/* Look whether everything is known, and wake the session thread if so. Any thread. */
+void ferry_engine_progress(struct ferry_target *t);
+
+/* Give the fault thread an urgent connection (or none, -1) and wait until it uses that one only. */
+void ferry_engine_offer_urgent(struct ferry_target *t, int fd,
+			       const struct ferry_connection *connection);
+
+void ferry_engine_link_init(struct ferry_engine_link *link);
+void ferry_engine_link_close(struct ferry_engine_link *link);
+
+#endif

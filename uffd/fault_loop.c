@@ -1,0 +1,725 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The fault loop: one thread that owns the userfaultfd and the urgent connection.
+ *
+ * Happy path
+ *   1. poll says that there are messages; read as many as there are
+ *   2. for each fault ask the pager; new ones go into one PageRequest, which is sent
+ *   3. answers are received into a buffer and placed from there, which wakes the waiters
+ *
+ * Failure modes
+ *   - The urgent connection fails: faults go on being collected; with the next connection all that
+ *     is outstanding is asked for again.
+ *   - The mapping is changing (EAGAIN): the kernel wants its events read first. The answer stays in
+ *     the buffer, the loop reads, and tries again; it never waits in place.
+ *   - More threads wait than there is room for: messages are left in the kernel until answers came.
+ *
+ * Limits: FERRY_MAX_PENDING pages waited for; one request of FERRY_MAX_REQUEST_RUNS runs at a time.
+ * Nothing is allocated after the start.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+#include "uffd/engine.h"
+
+#define MESSAGES_A_READ	 64u
+#define LOCAL_MAX	 1024u /* faults to be answered from here */
+#define DISCARDS_MAX	 4096u
+#define MERGE_PAGES	 16u /* neighbours that are asked for as one run */
+#define SWEEP_PAGES	 64u
+#define IN_BYTES	 (FERRY_MAX_ENCODED_BYTES + FERRY_MAX_RUN_BYTES)
+#define RECEIVE_BYTES	 (256u * 1024) /* at most this much a call, to keep the cache warm */
+#define PENDING_SLOTS	 (2 * FERRY_MAX_PENDING)
+#define RETRY_MS	 1
+#define FAULT_NICE	 (-10)
+
+struct pending {
+	uint64_t key; /* 0: free */
+	uint64_t read_ns;
+};
+
+struct local_fault {
+	uint32_t region;
+	uint64_t page, read_ns;
+};
+
+struct range {
+	uint32_t region;
+	uint64_t page, end;
+};
+
+/* An answer that could not be placed yet. Its bytes stay in the buffer. */
+struct stalled {
+	bool active;
+	struct ferry_page_run run;
+	const uint8_t *data; /* NULL for zeros */
+	uint32_t done, n_new;
+};
+
+struct fault_loop {
+	struct ferry_target *t;
+	int fd; /* urgent connection, -1 when there is none; borrowed */
+	struct ferry_connection connection;
+	struct ferry_framebuf in;
+	struct ferry_arena arena;
+	struct ferry_message *m;   /* decoded */
+	struct ferry_message *ask; /* being put together */
+	uint8_t out[FERRY_MAX_ENCODED_BYTES];
+	size_t out_begin, out_end;
+	uint64_t next_request_id;
+	bool walking; /* asking again for what is outstanding, from walk on */
+	struct ferry_run walk;
+	struct ferry_run sweep; /* n_pages 0: not sweeping */
+	struct stalled stalled;
+	bool retry; /* something could not be placed: try again soon */
+
+	struct pending pending[PENDING_SLOTS];
+	uint32_t n_pending;
+	struct local_fault local[LOCAL_MAX];
+	uint32_t n_local;
+	struct range discards[DISCARDS_MAX];
+	uint32_t n_discards;
+};
+
+/* --- what threads wait for ------------------------------------------------------------------- */
+
+static uint64_t key_of(uint32_t region, uint64_t page)
+{
+	return ((uint64_t)region << 40 | page) + 1;
+}
+
+static uint32_t slot_of(uint64_t key)
+{
+	return (uint32_t)(key * UINT64_C(0x9e3779b97f4a7c15) >> 40) % PENDING_SLOTS;
+}
+
+static void pending_add(struct fault_loop *l, uint32_t region, uint64_t page, uint64_t read_ns)
+{
+	uint64_t key = key_of(region, page);
+	uint32_t i = slot_of(key);
+
+	while (l->pending[i].key && l->pending[i].key != key)
+		i = (i + 1) % PENDING_SLOTS;
+	if (!l->pending[i].key)
+		l->n_pending++;
+	l->pending[i] = (struct pending){key, read_ns};
+}
+
+/* Return: whether it was there; its time in @read_ns. */
+static bool pending_take(struct fault_loop *l, uint32_t region, uint64_t page, uint64_t *read_ns)
+{
+	uint64_t key = key_of(region, page);
+	uint32_t i = slot_of(key), hole;
+
+	while (l->pending[i].key != key) {
+		if (!l->pending[i].key)
+			return false;
+		i = (i + 1) % PENDING_SLOTS;
+	}
+	*read_ns = l->pending[i].read_ns;
+	/* Close the gap: whoever probed past this slot must still be found. */
+	hole = i;
+	for (;;) {
+		uint32_t home;
+
+		i = (i + 1) % PENDING_SLOTS;
+		if (!l->pending[i].key)
+			break;
+		home = slot_of(l->pending[i].key);
+		if ((i - home) % PENDING_SLOTS >= (i - hole) % PENDING_SLOTS) {
+			l->pending[hole] = l->pending[i];
+			hole = i;
+		}
+	}
+	l->pending[hole].key = 0;
+	l->n_pending--;
+	return true;
+}
+
+/* Forget those whose pages came by another way while the answer was lost with its connection. */
+static void pending_prune(struct fault_loop *l)
+{
+	uint64_t read_ns;
+
+	for (uint32_t i = 0; i < PENDING_SLOTS;) {
+		uint64_t key = l->pending[i].key - 1;
+		uint32_t region = (uint32_t)(key >> 40);
+		uint64_t page = key & ((UINT64_C(1) << 40) - 1);
+
+		/* Taking one may move another into its slot: look at that again. */
+		if (!l->pending[i].key ||
+		    !ferry_bitmap_test(&l->t->pager.regions[region].known, page) ||
+		    !pending_take(l, region, page, &read_ns))
+			i++;
+	}
+}
+
+static bool may_read(const struct fault_loop *l)
+{
+	return l->n_pending + MESSAGES_A_READ <= FERRY_MAX_PENDING &&
+	       l->n_local + MESSAGES_A_READ <= LOCAL_MAX &&
+	       l->n_discards + MESSAGES_A_READ * l->t->n_regions <= DISCARDS_MAX;
+}
+
+/* --- requests ---------------------------------------------------------------------------------- */
+
+static struct ferry_page_request *asking(struct fault_loop *l)
+{
+	return &l->ask->request;
+}
+
+/* Return: false when the request is full. */
+static bool ask(struct fault_loop *l, const struct ferry_run *run)
+{
+	struct ferry_page_request *r = asking(l);
+	struct ferry_run *last = r->n_runs ? &r->runs[r->n_runs - 1] : NULL;
+
+	if (last && last->region == run->region &&
+	    last->first_page + last->n_pages == run->first_page &&
+	    last->n_pages + run->n_pages <= MERGE_PAGES) {
+		last->n_pages += run->n_pages;
+		return true;
+	}
+	if (r->n_runs == FERRY_MAX_REQUEST_RUNS)
+		return false;
+	r->runs[r->n_runs++] = *run;
+	return true;
+}
+
+/* Ask (again) for everything outstanding. */
+static void walk_start(struct fault_loop *l)
+{
+	l->walking = true;
+	l->walk = (struct ferry_run){0};
+}
+
+static void walk_on(struct fault_loop *l)
+{
+	while (l->walking) {
+		struct ferry_run run = l->walk;
+
+		if (!ferry_pager_next_outstanding(&l->t->pager, &run, MERGE_PAGES)) {
+			l->walking = false;
+		} else {
+			if (!ask(l, &run))
+				return;
+			l->walk = run;
+			l->walk.first_page += run.n_pages;
+		}
+	}
+}
+
+/* The push is over and pages are missing all the same: ask for them, one run at a time. */
+static void sweep_on(struct fault_loop *l)
+{
+	struct ferry_pager *p = &l->t->pager;
+	struct ferry_run run = {0};
+	bool wanted;
+
+	if (l->sweep.n_pages &&
+	    ferry_bitmap_next_clear(&p->regions[l->sweep.region].known, l->sweep.first_page,
+				    l->sweep.first_page + l->sweep.n_pages) <
+		    l->sweep.first_page + l->sweep.n_pages)
+		return;
+	l->sweep.n_pages = 0;
+	pthread_mutex_lock(&l->t->lock);
+	wanted = l->t->fault_sweep;
+	pthread_mutex_unlock(&l->t->lock);
+	if (!wanted || !ferry_pager_next_missing(p, &run, SWEEP_PAGES))
+		return;
+	if (asking(l)->n_runs == FERRY_MAX_REQUEST_RUNS)
+		return;
+	for (uint32_t i = 0; i < run.n_pages; i++)
+		ferry_pager_fault(p, run.region, run.first_page + i);
+	l->sweep = run;
+	ask(l, &run);
+}
+
+static void urgent_failed(struct fault_loop *l, enum ferry_consequence c, int err, const char *text)
+{
+	struct ferry_failure why;
+
+	if (c == FERRY_LINK)
+		ferry_fail_errno(&why, c, err, "urgent connection: %s", text);
+	else
+		ferry_fail(&why, c, err, "urgent connection: %s", text);
+	l->fd = -1;
+	ferry_engine_link_broken(l->t, &why);
+}
+
+static void send_requests(struct fault_loop *l)
+{
+	while (l->fd >= 0) {
+		ssize_t n;
+
+		if (l->out_begin == l->out_end) {
+			walk_on(l);
+			sweep_on(l);
+			if (!asking(l)->n_runs)
+				return;
+			asking(l)->request_id = ++l->next_request_id;
+			n = ferry_message_encode(l->ask, l->out, sizeof(l->out));
+			asking(l)->n_runs = 0;
+			l->out_begin = 0;
+			l->out_end = (size_t)n;
+			atomic_fetch_add_explicit(&l->t->counters.requests, 1,
+						  memory_order_relaxed);
+		}
+		n = send(l->fd, l->out + l->out_begin, l->out_end - l->out_begin,
+			 MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (n > 0)
+			l->out_begin += (size_t)n;
+		else if (errno == EAGAIN)
+			return;
+		else if (errno != EINTR)
+			urgent_failed(l, FERRY_LINK, -errno, "sending a request");
+	}
+}
+
+/* --- messages of the userfaultfd ------------------------------------------------------------- */
+
+/* Return: the region that has @address, or NULL. */
+static const struct ferry_engine_region *find_region(struct ferry_target *t, uint64_t address,
+						     uint32_t *id, uint64_t *page)
+{
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		const struct ferry_engine_region *r = &t->regions[i];
+		uint64_t start = atomic_load(&r->start);
+
+		if (address >= start && address - start < r->bytes) {
+			*id = i;
+			*page = (address - start) / r->info.desc.page_bytes;
+			return r;
+		}
+	}
+	return NULL;
+}
+
+static void untracked(struct fault_loop *l, uint64_t address)
+{
+	struct ferry_failure why;
+
+	ferry_fail(&why, FERRY_LOST, -EFAULT,
+		   "a thread touched %#llx, which no region has; it waits, and is not given zeros",
+		   (unsigned long long)address);
+	ferry_engine_notify(l->t, FERRY_TARGET_FAILED, &why);
+}
+
+static void handle_fault(struct fault_loop *l, const struct uffd_msg *msg, uint64_t read_ns)
+{
+	struct ferry_target *t = l->t;
+	uint32_t region;
+	uint64_t page;
+
+	atomic_fetch_add_explicit(&t->counters.faults, 1, memory_order_relaxed);
+	if (!find_region(t, msg->arg.pagefault.address, &region, &page)) {
+		untracked(l, msg->arg.pagefault.address);
+		return;
+	}
+	switch (ferry_pager_fault(&t->pager, region, page)) {
+	case FERRY_FAULT_ASK:
+		pending_add(l, region, page, read_ns);
+		if (l->fd >= 0 &&
+		    !ask(l, &(struct ferry_run){.region = region, .first_page = page, .n_pages = 1}))
+			walk_start(l);
+		break;
+	case FERRY_FAULT_ASKED:
+		atomic_fetch_add_explicit(&t->counters.faults_coalesced, 1, memory_order_relaxed);
+		break;
+	case FERRY_FAULT_ZERO:
+	case FERRY_FAULT_PLACED:
+		l->local[l->n_local++] = (struct local_fault){region, page, read_ns};
+		break;
+	}
+}
+
+/* The part of [start, end) that lies in region @id, in pages. Return: false when there is none. */
+static bool clip(const struct ferry_target *t, uint32_t id, uint64_t start, uint64_t end,
+		 struct ferry_run *run)
+{
+	const struct ferry_engine_region *r = &t->regions[id];
+	uint64_t base = atomic_load(&r->start);
+	uint64_t from = FERRY_MAX(start, base), to = FERRY_MIN(end, base + r->bytes);
+
+	if (from >= to)
+		return false;
+	run->region = id;
+	run->first_page = (from - base) / r->info.desc.page_bytes;
+	run->n_pages = (uint32_t)((to - from) / r->info.desc.page_bytes);
+	return run->n_pages;
+}
+
+static void handle_remove(struct fault_loop *l, uint64_t start, uint64_t end, bool unmapped)
+{
+	struct ferry_target *t = l->t;
+	struct ferry_run run;
+
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		/* See fill.c: in shared memory a REMOVE need not mean that content went. */
+		if (!clip(t, i, start, end, &run) ||
+		    (!unmapped && t->regions[i].info.kind != FERRY_MAPPING_ANON))
+			continue;
+		ferry_pager_discarded(&t->pager, &run);
+		atomic_fetch_add_explicit(&t->counters.discarded_pages, run.n_pages,
+					  memory_order_relaxed);
+		l->discards[l->n_discards++] =
+			(struct range){i, run.first_page, run.first_page + run.n_pages};
+	}
+}
+
+static void handle_remap(struct fault_loop *l, uint64_t from, uint64_t to, uint64_t len)
+{
+	struct ferry_target *t = l->t;
+	struct ferry_failure why;
+
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		uint64_t start = atomic_load(&t->regions[i].start);
+
+		if (from >= start + t->regions[i].bytes || from + len <= start)
+			continue;
+		if (from <= start && from + len >= start + t->regions[i].bytes) {
+			atomic_store(&t->regions[i].start, to + (start - from));
+			continue;
+		}
+		ferry_fail(&why, FERRY_LOST, -ENOTSUP,
+			   "region %u: the process moved a part of it; threads that touch missing "
+			   "pages of that part wait",
+			   i);
+		ferry_engine_notify(t, FERRY_TARGET_FAILED, &why);
+	}
+}
+
+static void handle_event(struct fault_loop *l, const struct uffd_msg *msg)
+{
+	switch (msg->event) {
+	case UFFD_EVENT_REMOVE:
+	case UFFD_EVENT_UNMAP:
+		handle_remove(l, msg->arg.remove.start, msg->arg.remove.end,
+			      msg->event == UFFD_EVENT_UNMAP);
+		break;
+	case UFFD_EVENT_REMAP:
+		handle_remap(l, msg->arg.remap.from, msg->arg.remap.to, msg->arg.remap.len);
+		break;
+	}
+}
+
+/* Read one batch. Return: how many messages, 0 when there are none. */
+static size_t read_messages(struct fault_loop *l, struct uffd_msg *msgs)
+{
+	struct ferry_target *t = l->t;
+	size_t n_msgs = 0;
+	ssize_t n;
+
+	if (t->has_discards)
+		pthread_mutex_lock(&t->discard_lock);
+	n = read(t->uffd.fd, msgs, MESSAGES_A_READ * sizeof(*msgs));
+	if (n > 0)
+		n_msgs = (size_t)n / sizeof(*msgs);
+	/* Events first: a fault that was read before a discard may have come after it. */
+	for (size_t i = 0; i < n_msgs; i++)
+		if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
+			handle_event(l, &msgs[i]);
+	if (t->has_discards)
+		pthread_mutex_unlock(&t->discard_lock);
+	return n_msgs;
+}
+
+static void drain(struct fault_loop *l)
+{
+	struct uffd_msg msgs[MESSAGES_A_READ];
+
+	while (may_read(l)) {
+		size_t n = read_messages(l, msgs);
+		uint64_t now = ferry_now_ns();
+
+		for (size_t i = 0; i < n; i++)
+			if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
+				handle_fault(l, &msgs[i], now);
+		if (n < MESSAGES_A_READ)
+			break;
+	}
+}
+
+/* --- placement ------------------------------------------------------------------------------- */
+
+/* What a failed placement means. Return: true when it is to be tried again soon. */
+static bool try_again(struct fault_loop *l, int rc, uint32_t region, uint64_t page)
+{
+	struct ferry_failure why;
+
+	if (rc == -EAGAIN || rc == -ENOMEM) {
+		l->retry = true;
+		return true;
+	}
+	if (rc == -ESRCH) {
+		ferry_engine_gone(l->t);
+		return false;
+	}
+	ferry_fail_errno(&why, FERRY_LOST, rc, "placing page %llu of region %u",
+			 (unsigned long long)page, region);
+	ferry_engine_notify(l->t, FERRY_TARGET_FAILED, &why);
+	return false;
+}
+
+/* Answer faults on pages whose content is known here, and on pages discarded meanwhile. */
+static void serve_local(struct fault_loop *l)
+{
+	struct ferry_target *t = l->t;
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < l->n_local; i++) {
+		struct local_fault f = l->local[i];
+		int rc = ferry_engine_fill_zero(t, f.region, f.page);
+
+		if (rc < 0 && try_again(l, rc, f.region, f.page))
+			l->local[kept++] = f;
+		else
+			ferry_histogram_add(&t->local_ns, ferry_now_ns() - f.read_ns);
+	}
+	l->n_local = kept;
+}
+
+static void serve_discards(struct fault_loop *l)
+{
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < l->n_discards; i++) {
+		struct range d = l->discards[i];
+		bool again = false;
+
+		while (!again && ferry_pager_next_waiting(&l->t->pager, d.region, &d.page, d.end)) {
+			int rc = ferry_engine_fill_zero(l->t, d.region, d.page);
+
+			again = rc < 0 && try_again(l, rc, d.region, d.page);
+			if (!again)
+				d.page++;
+		}
+		if (again)
+			l->discards[kept++] = d;
+	}
+	if (l->n_discards)
+		ferry_engine_progress(l->t);
+	l->n_discards = kept;
+}
+
+/* Place the answer that is at hand. Return: false when it has to wait. */
+static bool place_answer(struct fault_loop *l)
+{
+	struct ferry_target *t = l->t;
+	struct stalled *s = &l->stalled;
+	const struct ferry_run *run = &s->run.run;
+	uint64_t now, read_ns;
+	int rc = ferry_engine_fill(t, run, s->data, &s->done, &s->n_new);
+
+	s->active = rc < 0 && try_again(l, rc, run->region, run->first_page + s->done);
+	if (s->active)
+		return false;
+	atomic_fetch_add_explicit(s->data ? &t->counters.pages_urgent : &t->counters.pages_zero,
+				  s->n_new, memory_order_relaxed);
+	now = ferry_now_ns();
+	for (uint32_t i = 0; l->n_pending && i < run->n_pages; i++)
+		if (pending_take(l, run->region, run->first_page + i, &read_ns))
+			ferry_histogram_add(&t->fault_ns, now - read_ns);
+	ferry_engine_progress(t);
+	return true;
+}
+
+/* --- answers --------------------------------------------------------------------------------- */
+
+static void refuse(struct fault_loop *l, const char *why)
+{
+	ferry_channel_refuse(l->fd, FERRY_ERROR_PROTOCOL, why);
+	urgent_failed(l, FERRY_REFUSE, -EPROTO, why);
+}
+
+static void handle_frame(struct fault_loop *l, const struct ferry_frame *frame)
+{
+	struct ferry_target *t = l->t;
+	const struct ferry_page_run *pr = &l->m->run;
+	enum ferry_error_code code;
+	char why[FERRY_MAX_TEXT];
+	int rc = ferry_message_decode(frame, &l->arena, l->m, why);
+	bool raw;
+
+	if (!rc)
+		rc = ferry_connection_check(&l->connection, l->m, &code, why);
+	if (rc == -ECONNREFUSED) {
+		urgent_failed(l, FERRY_REFUSE, rc, why);
+		return;
+	}
+	if (rc < 0) {
+		refuse(l, why);
+		return;
+	}
+	raw = pr->encoding == FERRY_ENCODING_RAW;
+	if (!ferry_pager_has(&t->pager, &pr->run) ||
+	    (raw && l->m->payload_bytes / pr->run.n_pages !=
+			    t->regions[pr->run.region].info.desc.page_bytes)) {
+		refuse(l, "pages that don't fit the layout");
+		return;
+	}
+	l->stalled = (struct stalled){.run = *pr, .data = raw ? l->m->payload : NULL};
+	place_answer(l);
+}
+
+static void handle_frames(struct fault_loop *l)
+{
+	if (l->stalled.active && !place_answer(l))
+		return;
+	while (l->fd >= 0 && !l->stalled.active) {
+		struct ferry_frame frame;
+		int rc = ferry_framebuf_next(&l->in, &frame);
+
+		if (!rc)
+			return;
+		if (rc < 0)
+			refuse(l, "what came is not a frame");
+		else
+			handle_frame(l, &frame);
+	}
+}
+
+static void receive(struct fault_loop *l)
+{
+	size_t room;
+	uint8_t *p = ferry_framebuf_space(&l->in, &room);
+	ssize_t n = recv(l->fd, p, FERRY_MIN(room, (size_t)RECEIVE_BYTES), MSG_DONTWAIT);
+
+	if (n > 0) {
+		ferry_framebuf_advance(&l->in, (size_t)n);
+		atomic_fetch_add_explicit(&l->t->counters.wire_bytes, (uint64_t)n,
+					  memory_order_relaxed);
+		handle_frames(l);
+	} else if (!n) {
+		urgent_failed(l, FERRY_LINK, -ECONNRESET, "the source closed it");
+	} else if (errno != EAGAIN && errno != EINTR) {
+		urgent_failed(l, FERRY_LINK, -errno, "receiving");
+	}
+}
+
+/* --- the loop -------------------------------------------------------------------------------- */
+
+static void take_offer(struct fault_loop *l)
+{
+	struct ferry_target *t = l->t;
+	bool renewed;
+
+	ferry_engine_unkick(t->fault_kick);
+	pthread_mutex_lock(&t->lock);
+	renewed = t->fault_seen != t->fault_generation;
+	if (renewed) {
+		l->fd = t->fault_offer;
+		l->connection = t->fault_connection;
+		t->fault_seen = t->fault_generation;
+		pthread_cond_broadcast(&t->changed);
+	}
+	pthread_mutex_unlock(&t->lock);
+	if (!renewed)
+		return;
+	/* Whatever was under way on the old connection is asked for again. */
+	l->in.begin = 0;
+	l->in.end = 0;
+	l->out_begin = 0;
+	l->out_end = 0;
+	l->stalled.active = false;
+	l->sweep.n_pages = 0;
+	asking(l)->n_runs = 0;
+	pending_prune(l);
+	walk_start(l);
+}
+
+static bool loop_once(struct fault_loop *l)
+{
+	struct ferry_target *t = l->t;
+	bool want_out = l->out_begin != l->out_end;
+	struct pollfd p[] = {
+		{.fd = t->stop_fd, .events = POLLIN},
+		{.fd = t->fault_kick, .events = POLLIN},
+		{.fd = may_read(l) ? t->uffd.fd : -1, .events = POLLIN},
+		{.fd = l->stalled.active ? -1 : l->fd,
+		 .events = (short)(POLLIN | (want_out ? POLLOUT : 0))},
+		{.fd = t->uffd.pidfd, .events = POLLIN},
+	};
+	int rc = poll(p, FERRY_ARRAY_SIZE(p), l->retry ? RETRY_MS : -1);
+
+	if (rc < 0 && errno != EINTR)
+		return false;
+	if (p[0].revents)
+		return false;
+	if (p[4].revents) {
+		ferry_engine_gone(t);
+		return false;
+	}
+	if (p[1].revents)
+		take_offer(l);
+	if (p[2].revents || l->retry)
+		drain(l);
+	l->retry = false;
+	serve_discards(l);
+	serve_local(l);
+	if (l->stalled.active)
+		handle_frames(l);
+	else if (p[3].revents && l->fd >= 0)
+		receive(l);
+	send_requests(l);
+	return true;
+}
+
+static struct fault_loop *loop_new(struct ferry_target *t)
+{
+	struct fault_loop *l = calloc(1, sizeof(*l));
+
+	if (!l)
+		return NULL;
+	l->t = t;
+	l->fd = -1;
+	l->m = malloc(sizeof(*l->m));
+	l->ask = calloc(1, sizeof(*l->ask));
+	if (!l->m || !l->ask || ferry_arena_init(&l->arena) < 0 ||
+	    ferry_framebuf_init(&l->in, IN_BYTES) < 0)
+		return l; /* loop_free() takes half-built ones; ->in.data tells */
+	l->ask->type = FERRY_FRAME_PAGE_REQUEST;
+	return l;
+}
+
+static void loop_free(struct fault_loop *l)
+{
+	if (!l)
+		return;
+	ferry_framebuf_fini(&l->in);
+	ferry_arena_fini(&l->arena);
+	free(l->m);
+	free(l->ask);
+	free(l);
+}
+
+void *ferry_engine_fault_thread(void *target)
+{
+	struct ferry_target *t = target;
+	struct fault_loop *l = loop_new(t);
+	struct ferry_failure why;
+
+	/* Urgent before bulk on the CPU as well. Without the right to it nothing breaks. */
+	(void)setpriority(PRIO_PROCESS, (id_t)gettid(), FAULT_NICE);
+	if (l && l->in.data) {
+		while (loop_once(l))
+			;
+	} else {
+		ferry_fail_errno(&why, FERRY_REFUSE, -ENOMEM, "fault thread");
+		ferry_engine_notify(t, FERRY_TARGET_FAILED, &why);
+	}
+	loop_free(l);
+	/* Whoever offers a connection from now on must not wait for us. */
+	pthread_mutex_lock(&t->lock);
+	t->fault_running = false;
+	pthread_cond_broadcast(&t->changed);
+	pthread_mutex_unlock(&t->lock);
+	return NULL;
+}

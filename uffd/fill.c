@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Placement of what comes from the source.
+ *
+ * A page must not be placed with the source's content once the guest has discarded it: it is zero
+ * then. In private anonymous memory the guest's process announces a discard by a REMOVE event, and
+ * goes on as soon as the event is read; content placed after that would be seen by the guest as the
+ * return of old data. So where that can happen, reading events (and marking what they discard) and
+ * placing (after looking at the marks) exclude each other by discard_lock, in pieces short enough
+ * not to keep the fault thread waiting.
+ *
+ * In shared memory a REMOVE event may come from a MADV_DONTNEED, which drops the process's mapping
+ * but not the content: nothing may be concluded from it for pages that have not come yet. A page
+ * that had come and was then punched out of the file faults again, which the pager calls PLACED.
+ */
+#include "uffd/engine.h"
+
+#include <errno.h>
+
+#include "base/util.h"
+
+/* Longest run that is placed in one go while discard_lock is held, bytes. */
+#define LOCKED_PIECE_BYTES (64u * 1024)
+/* Smaller holes are left to faults: each unregistered range splits the VMM's mapping. */
+#define MIN_HOLE_BYTES (2u * 1024 * 1024)
+
+static struct ferry_hva address(const struct ferry_target *t, uint32_t region, uint64_t page)
+{
+	const struct ferry_engine_region *r = &t->regions[region];
+
+	return (struct ferry_hva){atomic_load(&r->start) + page * r->info.desc.page_bytes};
+}
+
+static int copy(struct ferry_target *t, const struct ferry_run *run, const uint8_t *data,
+		struct ferry_placed *placed)
+{
+	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
+	struct ferry_run did = *run;
+	int rc = ferry_place_copy(&t->uffd, address(t, run->region, run->first_page), data,
+				  run->n_pages, page_bytes, placed);
+
+	did.n_pages = placed->n_new + placed->n_dup;
+	if (did.n_pages)
+		ferry_pager_placed(&t->pager, &did);
+	atomic_fetch_add_explicit(&t->counters.pages_duplicate, placed->n_dup,
+				  memory_order_relaxed);
+	return rc;
+}
+
+/* As copy(), for the longest start of @run of which nothing, or all, was discarded. */
+static int copy_unless_discarded(struct ferry_target *t, const struct ferry_run *run,
+				 const uint8_t *data, struct ferry_placed *placed)
+{
+	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
+	uint32_t max = FERRY_MAX(LOCKED_PIECE_BYTES / page_bytes, 1u);
+	struct ferry_run piece = *run;
+	uint32_t n = 0;
+	int rc = 0;
+
+	pthread_mutex_lock(&t->discard_lock);
+	piece.n_pages = FERRY_MIN(run->n_pages, max);
+	while (n < piece.n_pages &&
+	       !ferry_pager_is_zero(&t->pager, run->region, run->first_page + n))
+		n++;
+	if (n) {
+		piece.n_pages = n;
+		rc = copy(t, &piece, data, placed);
+	} else {
+		while (n < piece.n_pages &&
+		       ferry_pager_is_zero(&t->pager, run->region, run->first_page + n))
+			n++;
+		*placed = (struct ferry_placed){.n_dup = n};
+	}
+	pthread_mutex_unlock(&t->discard_lock);
+	return rc;
+}
+
+/* Threads may have begun to wait before the source's word came: they get their zeros now. */
+static int serve_waiting(struct ferry_target *t, const struct ferry_run *run)
+{
+	uint64_t page = run->first_page;
+
+	while (ferry_pager_next_waiting(&t->pager, run->region, &page,
+					run->first_page + run->n_pages)) {
+		int rc = ferry_engine_fill_zero(t, run->region, page);
+
+		if (rc < 0)
+			return rc;
+		page++;
+	}
+	return 0;
+}
+
+int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
+		      uint32_t *done, uint32_t *n_new)
+{
+	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
+	int rc = 0;
+
+	if (!data) {
+		*n_new += (uint32_t)ferry_pager_said_zero(&t->pager, run);
+		rc = serve_waiting(t, run);
+		if (!rc)
+			*done = run->n_pages;
+		return rc;
+	}
+	while (*done < run->n_pages && !rc) {
+		struct ferry_run rest = {.region = run->region,
+					 .first_page = run->first_page + *done,
+					 .n_pages = run->n_pages - *done};
+		const uint8_t *from = (const uint8_t *)data + (size_t)*done * page_bytes;
+		struct ferry_placed placed;
+
+		rc = t->has_discards ? copy_unless_discarded(t, &rest, from, &placed)
+				     : copy(t, &rest, from, &placed);
+		*done += placed.n_new + placed.n_dup;
+		*n_new += placed.n_new;
+	}
+	return rc;
+}
+
+int ferry_engine_fill_zero(struct ferry_target *t, uint32_t region, uint64_t page)
+{
+	const struct ferry_engine_region *r = &t->regions[region];
+	struct ferry_run run = {.region = region, .first_page = page, .n_pages = 1};
+	struct ferry_placed placed;
+	int rc = ferry_place_zero(&t->uffd, address(t, region, page), t->zeroes, 1,
+				  r->info.desc.page_bytes, r->info.kind == FERRY_MAPPING_HUGETLB,
+				  &placed);
+
+	if (rc == -ENOENT) {
+		/* A hole that was left to the kernel meanwhile: it fills it by itself. */
+		ferry_uffd_wake(&t->uffd, address(t, region, page), r->info.desc.page_bytes);
+		return 0;
+	}
+	if (!rc)
+		ferry_pager_placed(&t->pager, &run);
+	return rc;
+}
+
+void ferry_engine_leave_hole(struct ferry_target *t, const struct ferry_run *run)
+{
+	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
+	uint64_t bytes = (uint64_t)run->n_pages * page_bytes;
+	uint32_t left = atomic_load(&t->n_holes_left);
+
+	if (bytes < MIN_HOLE_BYTES || !left)
+		return;
+	while (!atomic_compare_exchange_weak(&t->n_holes_left, &left, left - 1))
+		if (!left)
+			return;
+	/* Where it fails the pages are served as known zeros, by faults. */
+	(void)ferry_uffd_unregister(&t->uffd, address(t, run->region, run->first_page), bytes);
+}

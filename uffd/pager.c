@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "uffd/pager.h"
+
+#include <errno.h>
+
+#include "base/util.h"
+
+int ferry_pager_init(struct ferry_pager *p, const struct ferry_layout *layout)
+{
+	*p = (struct ferry_pager){.n_regions = layout->n_regions};
+	for (uint32_t i = 0; i < layout->n_regions; i++) {
+		struct ferry_pager_region *r = &p->regions[i];
+
+		r->n_pages = layout->regions[i].n_pages;
+		p->pages_total += r->n_pages;
+		if (ferry_bitmap_init(&r->known, r->n_pages) < 0 ||
+		    ferry_bitmap_init(&r->zero, r->n_pages) < 0 ||
+		    ferry_bitmap_init(&r->asked, r->n_pages) < 0) {
+			ferry_pager_fini(p);
+			return -ENOMEM;
+		}
+	}
+	return 0;
+}
+
+void ferry_pager_fini(struct ferry_pager *p)
+{
+	for (uint32_t i = 0; i < p->n_regions; i++) {
+		ferry_bitmap_fini(&p->regions[i].known);
+		ferry_bitmap_fini(&p->regions[i].zero);
+		ferry_bitmap_fini(&p->regions[i].asked);
+	}
+	p->n_regions = 0;
+}
+
+bool ferry_pager_has(const struct ferry_pager *p, const struct ferry_run *run)
+{
+	return run->region < p->n_regions && run->n_pages &&
+	       run->n_pages <= p->regions[run->region].n_pages &&
+	       run->first_page <= p->regions[run->region].n_pages - run->n_pages;
+}
+
+enum ferry_fault_verdict ferry_pager_fault(struct ferry_pager *p, uint32_t region, uint64_t page)
+{
+	struct ferry_pager_region *r = &p->regions[region];
+	bool asked = ferry_bitmap_test_and_set(&r->asked, page);
+
+	if (ferry_bitmap_test(&r->zero, page))
+		return FERRY_FAULT_ZERO;
+	if (ferry_bitmap_test(&r->known, page))
+		return FERRY_FAULT_PLACED;
+	return asked ? FERRY_FAULT_ASKED : FERRY_FAULT_ASK;
+}
+
+static uint64_t make_known(struct ferry_pager *p, const struct ferry_run *run)
+{
+	uint64_t n = ferry_bitmap_set_range(&p->regions[run->region].known, run->first_page,
+					    run->n_pages);
+
+	atomic_fetch_add(&p->pages_known, n);
+	return n;
+}
+
+uint64_t ferry_pager_placed(struct ferry_pager *p, const struct ferry_run *run)
+{
+	uint64_t n = make_known(p, run);
+
+	ferry_bitmap_clear_range(&p->regions[run->region].zero, run->first_page, run->n_pages);
+	return n;
+}
+
+uint64_t ferry_pager_said_zero(struct ferry_pager *p, const struct ferry_run *run)
+{
+	struct ferry_pager_region *r = &p->regions[run->region];
+	size_t end = run->first_page + run->n_pages;
+
+	/* Zero before known: whoever sees a known page without its zero bit takes it for placed. */
+	for (size_t i = ferry_bitmap_next_clear(&r->known, run->first_page, end); i < end;) {
+		size_t j = ferry_bitmap_next_set(&r->known, i, end);
+
+		ferry_bitmap_set_range(&r->zero, i, j - i);
+		i = ferry_bitmap_next_clear(&r->known, j, end);
+	}
+	return make_known(p, run);
+}
+
+uint64_t ferry_pager_discarded(struct ferry_pager *p, const struct ferry_run *run)
+{
+	ferry_bitmap_set_range(&p->regions[run->region].zero, run->first_page, run->n_pages);
+	return make_known(p, run);
+}
+
+bool ferry_pager_is_zero(const struct ferry_pager *p, uint32_t region, uint64_t page)
+{
+	return ferry_bitmap_test(&p->regions[region].zero, page);
+}
+
+bool ferry_pager_next_waiting(const struct ferry_pager *p, uint32_t region, uint64_t *page,
+			      uint64_t end)
+{
+	const struct ferry_pager_region *r = &p->regions[region];
+
+	for (size_t i = ferry_bitmap_next_set(&r->asked, *page, end); i < end;
+	     i = ferry_bitmap_next_set(&r->asked, i + 1, end)) {
+		if (ferry_bitmap_test(&r->zero, i)) {
+			*page = i;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Looks for pages that are not known, and asked for if @asked. */
+static bool next_unknown(const struct ferry_pager *p, struct ferry_run *run, uint32_t max_pages,
+			 bool asked)
+{
+	uint64_t from = run->first_page;
+
+	for (uint32_t region = run->region; region < p->n_regions; region++, from = 0) {
+		const struct ferry_pager_region *r = &p->regions[region];
+		size_t i = from, end;
+
+		for (; i < r->n_pages; i++) {
+			i = asked ? ferry_bitmap_next_set(&r->asked, i, r->n_pages)
+				  : ferry_bitmap_next_clear(&r->known, i, r->n_pages);
+			if (i == r->n_pages || !ferry_bitmap_test(&r->known, i))
+				break;
+		}
+		if (i >= r->n_pages)
+			continue;
+		end = FERRY_MIN(i + max_pages, r->n_pages);
+		if (asked)
+			end = ferry_bitmap_next_clear(&r->asked, i, end);
+		end = ferry_bitmap_next_set(&r->known, i, end);
+		run->region = region;
+		run->first_page = i;
+		run->n_pages = (uint32_t)FERRY_MAX(end - i, (size_t)1);
+		return true;
+	}
+	return false;
+}
+
+bool ferry_pager_next_outstanding(const struct ferry_pager *p, struct ferry_run *run,
+				  uint32_t max_pages)
+{
+	return next_unknown(p, run, max_pages, true);
+}
+
+bool ferry_pager_next_missing(const struct ferry_pager *p, struct ferry_run *run,
+			      uint32_t max_pages)
+{
+	return next_unknown(p, run, max_pages, false);
+}

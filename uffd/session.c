@@ -1,0 +1,554 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The session thread: brings the connections of a session up, watches them, and brings them up
+ * again after a loss, until everything is resident.
+ *
+ *            +------------------ any connection lost ------------------+
+ *            v                                                         |
+ *     establish (dial, or take what was accepted) --> layout, bitmap --> run --complete--> finish
+ *
+ * A loss of one connection ends all of the epoch: the target's bitmap then says exactly what is
+ * still missing, so nothing else need be remembered about what was in flight.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/net.h"
+#include "base/util.h"
+#include "uffd/engine.h"
+
+#define DIAL_TIMEOUT_MS	   5000
+#define LAYOUT_TIMEOUT_MS  10000
+#define GATHER_TIMEOUT_MS  10000 /* for the other connections, once control is open */
+#define BACKOFF_MIN_MS	   50
+#define BACKOFF_MAX_MS	   1000
+#define PING_IDLE_MS	   2000
+#define LOST_AFTER_MS	   10000
+#define RELEASE_TIMEOUT_MS 5000
+#define RELEASE_ATTEMPTS   5
+#define BITMAP_CHUNK_PAGES (FERRY_MAX_CONTROL_BYTES * 8ull)
+
+struct session {
+	struct ferry_target *t;
+	struct ferry_engine_link link;
+	struct ferry_engine_bulk bulk[FERRY_MAX_BULK];
+	uint32_t n_bulk_running;
+	struct ferry_message *m; /* scratch */
+	uint8_t *bits;		 /* scratch, FERRY_MAX_CONTROL_BYTES */
+	struct ferry_failure why;
+	bool unregistered, released;
+};
+
+void ferry_engine_link_init(struct ferry_engine_link *link)
+{
+	*link = (struct ferry_engine_link){.control = {.fd = -1}, .urgent = -1};
+	for (uint32_t i = 0; i < FERRY_MAX_BULK; i++)
+		link->bulk[i] = -1;
+}
+
+void ferry_engine_link_close(struct ferry_engine_link *link)
+{
+	ferry_channel_close(&link->control);
+	ferry_close(link->urgent);
+	for (uint32_t i = 0; i < FERRY_MAX_BULK; i++)
+		ferry_close(link->bulk[i]);
+	ferry_engine_link_init(link);
+}
+
+/* --- layout and bitmap ------------------------------------------------------------------------ */
+
+static int check_layout(struct session *s, const struct ferry_layout *theirs)
+{
+	const struct ferry_layout *ours = &s->t->layout;
+
+	if (theirs->n_regions != ours->n_regions)
+		return ferry_fail(&s->why, FERRY_REFUSE, -EINVAL,
+				  "the source has %u memory regions, this side %u",
+				  theirs->n_regions, ours->n_regions);
+	for (uint32_t i = 0; i < ours->n_regions; i++) {
+		const struct ferry_region_desc *a = &theirs->regions[i], *b = &ours->regions[i];
+
+		if (b->name[0] && strcmp(a->name, b->name))
+			return ferry_fail(&s->why, FERRY_REFUSE, -EINVAL,
+					  "region %u is '%s' at the source and '%s' here", i,
+					  a->name, b->name);
+		if (a->n_pages * a->page_bytes != b->n_pages * b->page_bytes)
+			return ferry_fail(&s->why, FERRY_REFUSE, -EINVAL,
+					  "region %u ('%s') has %llu bytes at the source and %llu "
+					  "here; give both the same size",
+					  i, a->name,
+					  (unsigned long long)(a->n_pages * a->page_bytes),
+					  (unsigned long long)(b->n_pages * b->page_bytes));
+		if (a->page_bytes != b->page_bytes)
+			return ferry_fail(&s->why, FERRY_REFUSE, -EINVAL,
+					  "region %u ('%s') has pages of %u KiB at the source and "
+					  "%u KiB here; back both with the same kind of memory",
+					  i, a->name, a->page_bytes / 1024, b->page_bytes / 1024);
+	}
+	return 0;
+}
+
+static int send_resident(struct session *s)
+{
+	struct ferry_pager *p = &s->t->pager;
+
+	for (uint32_t r = 0; r < p->n_regions; r++) {
+		const struct ferry_bitmap *known = &p->regions[r].known;
+		uint64_t n_pages = p->regions[r].n_pages;
+
+		for (uint64_t at = 0; at < n_pages; at += BITMAP_CHUNK_PAGES) {
+			uint64_t n = FERRY_MIN(n_pages - at, BITMAP_CHUNK_PAGES);
+			struct ferry_message m = {.type = FERRY_FRAME_RESIDENT,
+						  .resident = {r, at, n},
+						  .payload = s->bits};
+			int rc;
+
+			if (ferry_bitmap_next_set(known, at, at + n) == at + n)
+				continue;
+			ferry_bitmap_export(known, at, n, s->bits);
+			m.payload_bytes = (uint32_t)ferry_bitmap_n_bytes(n);
+			rc = ferry_channel_send(&s->link.control, &m, s->t->stop_fd);
+			if (rc < 0)
+				return ferry_fail_errno(&s->why, FERRY_LINK, rc,
+							"sending the bitmap of resident pages");
+		}
+	}
+	return 0;
+}
+
+static int send_simple(struct session *s, enum ferry_frame_type type)
+{
+	struct ferry_message m = {.type = type};
+	int rc;
+
+	if (type == FERRY_FRAME_PUSH_START)
+		m.push_start.max_bytes_per_second = s->t->max_bytes_per_second;
+	if (type == FERRY_FRAME_PING)
+		m.ping.sent_ns = ferry_now_ns();
+	rc = ferry_channel_send(&s->link.control, &m, s->t->stop_fd);
+	return rc < 0 ? ferry_fail_errno(&s->why, FERRY_LINK, rc, "control connection: sending %s",
+					 ferry_frame_type_name(type))
+		      : 0;
+}
+
+/* What follows the handshake of the control connection. */
+static int exchange_layout(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	int rc = ferry_channel_receive(&s->link.control, s->m, LAYOUT_TIMEOUT_MS, t->stop_fd,
+				       &s->why);
+
+	if (rc == -ETIMEDOUT)
+		return ferry_fail(&s->why, FERRY_LINK, rc, "the source sent no layout in time");
+	if (rc < 0)
+		return rc;
+	if (s->m->type != FERRY_FRAME_LAYOUT)
+		return ferry_fail(&s->why, FERRY_REFUSE, -EPROTO, "the source sent no layout");
+	rc = check_layout(s, &s->m->layout);
+	if (rc < 0) {
+		ferry_channel_refuse(s->link.control.fd, FERRY_ERROR_LAYOUT, s->why.text);
+		return rc;
+	}
+	pthread_mutex_lock(&t->lock);
+	if (!t->opened && s->m->payload_bytes) {
+		memcpy(t->state, s->m->payload, s->m->payload_bytes);
+		t->state_bytes = s->m->payload_bytes;
+	}
+	pthread_mutex_unlock(&t->lock);
+	rc = send_simple(s, FERRY_FRAME_LAYOUT_OK);
+	return rc < 0 ? rc : send_resident(s);
+}
+
+/* --- bringing the connections up -------------------------------------------------------------- */
+
+static int dial_one(struct session *s, struct ferry_channel *c, enum ferry_role role,
+		    uint32_t index)
+{
+	struct ferry_target *t = s->t;
+	struct ferry_hello hello = {.session = t->session,
+				    .side = FERRY_SIDE_TARGET,
+				    .role = role,
+				    .index = index,
+				    .epoch = s->link.epoch};
+	int rc = ferry_channel_dial(c, &t->from, &hello, DIAL_TIMEOUT_MS, t->stop_fd, &s->why);
+
+	if (rc < 0)
+		ferry_fail_prefix(&s->why, "%s connection", ferry_role_name(role));
+	return rc;
+}
+
+static int establish_by_dialing(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	struct ferry_channel c;
+	int rc;
+
+	s->link.epoch = t->next_epoch++;
+	rc = dial_one(s, &s->link.control, FERRY_ROLE_CONTROL, 0);
+	if (rc < 0)
+		return rc;
+	rc = exchange_layout(s);
+	if (rc < 0)
+		return rc;
+	rc = dial_one(s, &c, FERRY_ROLE_URGENT, 0);
+	if (rc < 0)
+		return rc;
+	s->link.urgent = ferry_channel_take(&c, &s->link.urgent_connection);
+	for (uint32_t i = 0; i < t->n_bulk; i++) {
+		rc = dial_one(s, &c, FERRY_ROLE_BULK, i);
+		if (rc < 0)
+			return rc;
+		s->link.bulk[i] = ferry_channel_take(&c, &s->link.bulk_connection[i]);
+	}
+	return 0;
+}
+
+static bool gathered(const struct ferry_target *t)
+{
+	if (t->incoming.urgent < 0)
+		return false;
+	for (uint32_t i = 0; i < t->n_bulk; i++)
+		if (t->incoming.bulk[i] < 0)
+			return false;
+	return true;
+}
+
+/* Wait for a kick of the session. Errors: -ECANCELED, -ETIMEDOUT. */
+static int await_kick(struct session *s, int timeout_ms)
+{
+	int rc = ferry_net_wait(s->t->session_kick, POLLIN, timeout_ms, s->t->stop_fd);
+
+	if (!rc)
+		ferry_engine_unkick(s->t->session_kick);
+	return rc;
+}
+
+/* The control connection was taken over in epoch @epoch: wait for the rest of it. */
+static int gather(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	uint64_t deadline = ferry_now_ns() + GATHER_TIMEOUT_MS * (uint64_t)FERRY_NS_PER_MS;
+
+	for (;;) {
+		uint64_t now = ferry_now_ns();
+		bool done, superseded;
+		int rc;
+
+		pthread_mutex_lock(&t->lock);
+		superseded = t->incoming.epoch != s->link.epoch;
+		done = !superseded && gathered(t);
+		if (done) {
+			struct ferry_channel control = s->link.control;
+
+			s->link = t->incoming;
+			s->link.control = control;
+			ferry_engine_link_init(&t->incoming);
+			t->incoming.epoch = s->link.epoch;
+		}
+		pthread_mutex_unlock(&t->lock);
+		if (done)
+			return 0;
+		if (superseded)
+			return ferry_fail(&s->why, FERRY_LINK, -ESTALE, "the source began anew");
+		rc = now < deadline
+			     ? await_kick(s, (int)((deadline - now) / FERRY_NS_PER_MS) + 1)
+			     : -ETIMEDOUT;
+		if (rc < 0)
+			return ferry_fail_errno(&s->why, FERRY_LINK, rc,
+						"waiting for the source's other connections");
+	}
+}
+
+static int establish_by_accepting(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	int rc;
+
+	for (;;) {
+		bool taken;
+
+		pthread_mutex_lock(&t->lock);
+		taken = t->incoming.has_control;
+		if (taken) {
+			s->link.epoch = t->incoming.epoch;
+			s->link.control = t->incoming.control;
+			t->incoming.control = (struct ferry_channel){.fd = -1};
+			t->incoming.has_control = false;
+		}
+		pthread_mutex_unlock(&t->lock);
+		if (taken)
+			break;
+		rc = await_kick(s, -1);
+		if (rc < 0)
+			return ferry_fail_errno(&s->why, FERRY_LINK, rc, "waiting for the source");
+		if (atomic_load(&t->gone))
+			return ferry_fail(&s->why, FERRY_LOST, -ESRCH, "the process has ended");
+	}
+	rc = exchange_layout(s);
+	return rc < 0 ? rc : gather(s);
+}
+
+/* --- running ------------------------------------------------------------------------------------ */
+
+static int start_bulk(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	size_t bytes = FERRY_MAX_RUN_BYTES + FERRY_MAX_MESSAGE_BYTES;
+
+	for (uint32_t i = 0; i < t->n_bulk; i++) {
+		struct ferry_engine_bulk *b = &s->bulk[i];
+		int rc;
+
+		*b = (struct ferry_engine_bulk){.target = t,
+						.fd = s->link.bulk[i],
+						.connection = s->link.bulk_connection[i]};
+		b->buffer = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (b->buffer == MAP_FAILED)
+			return ferry_fail_errno(&s->why, FERRY_LINK, -errno, "bulk buffer");
+		rc = -pthread_create(&b->thread, NULL, ferry_engine_bulk_thread, b);
+		if (rc < 0) {
+			munmap(b->buffer, bytes);
+			return ferry_fail_errno(&s->why, FERRY_LINK, rc, "bulk thread");
+		}
+		s->n_bulk_running++;
+	}
+	return 0;
+}
+
+static void stop_bulk(struct session *s)
+{
+	for (uint32_t i = 0; i < s->n_bulk_running; i++) {
+		shutdown(s->bulk[i].fd, SHUT_RDWR);
+		pthread_join(s->bulk[i].thread, NULL);
+		munmap(s->bulk[i].buffer, FERRY_MAX_RUN_BYTES + FERRY_MAX_MESSAGE_BYTES);
+	}
+	s->n_bulk_running = 0;
+}
+
+/* Everything is known: leave, and let the source go. */
+static int finish(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	int rc;
+
+	if (!s->unregistered) {
+		/* What the source said is zero becomes the kernel's zeros from here on. */
+		for (uint32_t i = 0; i < t->n_regions; i++)
+			(void)ferry_uffd_unregister(
+				&t->uffd, (struct ferry_hva){atomic_load(&t->regions[i].start)},
+				t->regions[i].bytes);
+		s->unregistered = true;
+	}
+	rc = send_simple(s, FERRY_FRAME_COMPLETE);
+	while (!rc) {
+		rc = ferry_channel_receive(&s->link.control, s->m, RELEASE_TIMEOUT_MS, t->stop_fd,
+					   &s->why);
+		if (!rc && s->m->type == FERRY_FRAME_RELEASED) {
+			s->released = true;
+			return 0;
+		}
+	}
+	if (rc == -ETIMEDOUT)
+		ferry_fail(&s->why, FERRY_LINK, rc, "the source did not answer Complete");
+	return rc;
+}
+
+/* What the other threads and the owner may have for us. Return: 1 when everything is known. */
+static int look_around(struct session *s, bool *pushing)
+{
+	struct ferry_target *t = s->t;
+	bool broken, push, sweep = false;
+
+	if (atomic_load(&t->gone))
+		return ferry_fail(&s->why, FERRY_LOST, -ESRCH, "the process has ended");
+	if (ferry_pager_is_complete(&t->pager))
+		return 1;
+	pthread_mutex_lock(&t->lock);
+	broken = t->broken;
+	if (broken)
+		s->why = t->broken_why;
+	push = t->push_wanted && !*pushing;
+	if (t->n_push_done == t->n_bulk && !t->fault_sweep)
+		t->fault_sweep = sweep = true;
+	pthread_mutex_unlock(&t->lock);
+	if (broken)
+		return s->why.err;
+	if (sweep)
+		ferry_engine_kick(t->fault_kick);
+	if (push) {
+		*pushing = true;
+		return send_simple(s, FERRY_FRAME_PUSH_START);
+	}
+	return 0;
+}
+
+/* Watch the session until it breaks (negative), or all is done (0). */
+static int run(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	uint64_t heard = ferry_now_ns(), pinged = heard;
+	bool pushing = false;
+
+	for (;;) {
+		struct pollfd p[] = {{.fd = s->link.control.fd, .events = POLLIN},
+				     {.fd = t->session_kick, .events = POLLIN},
+				     {.fd = t->stop_fd, .events = POLLIN}};
+		uint64_t now;
+		int rc = look_around(s, &pushing);
+
+		if (rc < 0)
+			return rc;
+		if (rc == 1)
+			return finish(s);
+		if (poll(p, 3, PING_IDLE_MS) < 0 && errno != EINTR)
+			return ferry_fail_errno(&s->why, FERRY_LINK, -errno, "poll");
+		if (p[2].revents)
+			return ferry_fail(&s->why, FERRY_LINK, -ECANCELED, "stopped");
+		if (p[1].revents)
+			ferry_engine_unkick(t->session_kick);
+		now = ferry_now_ns();
+		if (p[0].revents) {
+			heard = now;
+			rc = ferry_channel_receive(&s->link.control, s->m, 0, t->stop_fd, &s->why);
+			if (rc < 0 && rc != -ETIMEDOUT) {
+				ferry_fail_prefix(&s->why, "control connection");
+				return rc;
+			}
+		}
+		if (now - heard > LOST_AFTER_MS * (uint64_t)FERRY_NS_PER_MS)
+			return ferry_fail(&s->why, FERRY_LINK, -ETIMEDOUT,
+					  "control connection: nothing heard for %d s",
+					  LOST_AFTER_MS / 1000);
+		if (now - FERRY_MAX(heard, pinged) > PING_IDLE_MS * (uint64_t)FERRY_NS_PER_MS) {
+			pinged = now;
+			rc = send_simple(s, FERRY_FRAME_PING);
+			if (rc < 0)
+				return rc;
+		}
+	}
+}
+
+static int run_link(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	int rc;
+
+	pthread_mutex_lock(&t->lock);
+	/* A newer control connection that came meanwhile stays marked. */
+	t->broken = t->incoming.has_control;
+	t->n_push_done = 0;
+	t->fault_sweep = false;
+	t->opened = true;
+	pthread_mutex_unlock(&t->lock);
+	ferry_engine_offer_urgent(t, s->link.urgent, &s->link.urgent_connection);
+	rc = start_bulk(s);
+	if (!rc) {
+		if (s->link.epoch)
+			atomic_fetch_add(&t->counters.resumes, 1);
+		atomic_store(&t->link_up, true);
+		ferry_engine_notify(t, FERRY_TARGET_OPEN, NULL);
+		rc = run(s);
+	}
+	atomic_store(&t->link_up, false);
+	/* No thread may hold a descriptor of the link any more when it is closed. */
+	shutdown(s->link.urgent, SHUT_RDWR);
+	ferry_engine_offer_urgent(t, -1, NULL);
+	stop_bulk(s);
+	return rc;
+}
+
+/* --- the thread ---------------------------------------------------------------------------------- */
+
+static void report_first(struct session *s, int rc)
+{
+	struct ferry_target *t = s->t;
+
+	pthread_mutex_lock(&t->lock);
+	if (!t->first_done) {
+		t->first_done = true;
+		t->first_rc = rc;
+		t->first_why = s->why;
+		pthread_cond_broadcast(&t->changed);
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
+static bool stopping(const struct ferry_target *t)
+{
+	return ferry_net_wait(t->stop_fd, POLLIN, 0, -1) == 0;
+}
+
+/* A link could not be had, or broke. Tell it and wait before the next attempt. */
+static void back_off(struct session *s, int *ms, bool was_open)
+{
+	struct ferry_target *t = s->t;
+
+	if (was_open) {
+		ferry_engine_notify(t, s->why.consequence == FERRY_LINK ? FERRY_TARGET_LINK_LOST
+									: FERRY_TARGET_FAILED,
+				    &s->why);
+		*ms = BACKOFF_MIN_MS;
+	}
+	ferry_warn(t->log, "%s; threads that touch missing pages wait until the session is resumed",
+		   s->why.text);
+	if (t->dials)
+		(void)ferry_net_wait(t->stop_fd, POLLIN, *ms, -1);
+	*ms = FERRY_MIN(*ms * 2, BACKOFF_MAX_MS);
+}
+
+static void session_run(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	int backoff_ms = BACKOFF_MIN_MS, attempts = 0;
+
+	while (!stopping(t) && !atomic_load(&t->gone)) {
+		bool was_open;
+		int rc;
+
+		ferry_engine_link_init(&s->link);
+		rc = t->dials ? establish_by_dialing(s) : establish_by_accepting(s);
+		was_open = !rc;
+		report_first(s, rc);
+		if (!rc)
+			rc = run_link(s);
+		ferry_engine_link_close(&s->link);
+		if (s->released || (s->unregistered && ++attempts == RELEASE_ATTEMPTS)) {
+			if (!s->released)
+				ferry_warn(t->log, "everything is resident, but the source was not "
+						   "told: %s",
+					   s->why.text);
+			ferry_engine_notify(t, FERRY_TARGET_COMPLETE, NULL);
+			return;
+		}
+		if (!t->opened || stopping(t) || atomic_load(&t->gone)) {
+			/* The first attempt failed and its caller knows; or it is all over. */
+			if (t->dials || stopping(t) || atomic_load(&t->gone))
+				return;
+		}
+		back_off(s, &backoff_ms, was_open);
+	}
+}
+
+void *ferry_engine_session_thread(void *target)
+{
+	struct session s = {.t = target};
+
+	s.m = malloc(sizeof(*s.m));
+	s.bits = malloc(FERRY_MAX_CONTROL_BYTES);
+	if (s.m && s.bits)
+		session_run(&s);
+	else
+		report_first(&s, ferry_fail_errno(&s.why, FERRY_REFUSE, -ENOMEM, "session"));
+	free(s.m);
+	free(s.bits);
+	return NULL;
+}

@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A target's life: set up, threads, events for the owner, end. */
+#include "uffd/target.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/net.h"
+#include "base/util.h"
+#include "uffd/engine.h"
+
+/* How many holes are given back to the kernel early. Each may split a mapping in three; the kernel
+ * allows 65530 mappings a process, and the VMM needs some itself. */
+#define MAX_HOLES_LEFT 512u
+
+#define PAGEMAP_PRESENT (UINT64_C(1) << 63)
+#define PAGEMAP_SWAPPED (UINT64_C(1) << 62)
+#define PAGEMAP_CHUNK	4096u /* entries a read */
+
+void ferry_engine_kick(int eventfd)
+{
+	uint64_t one = 1;
+
+	(void)!write(eventfd, &one, sizeof(one));
+}
+
+void ferry_engine_unkick(int eventfd)
+{
+	uint64_t n;
+
+	(void)!read(eventfd, &n, sizeof(n));
+}
+
+void ferry_engine_notify(struct ferry_target *t, enum ferry_target_event type,
+			 const struct ferry_failure *why)
+{
+	struct ferry_engine_event *e;
+
+	pthread_mutex_lock(&t->lock);
+	/* The owner is slow: the oldest that is no verdict goes. The same thing is not said twice. */
+	e = t->n_events ? &t->events[(t->events_begin + t->n_events - 1) % FERRY_ENGINE_EVENTS]
+			: NULL;
+	if (!e || e->type != type) {
+		if (t->n_events == FERRY_ENGINE_EVENTS) {
+			t->events_begin = (t->events_begin + 1) % FERRY_ENGINE_EVENTS;
+			t->n_events--;
+		}
+		e = &t->events[(t->events_begin + t->n_events++) % FERRY_ENGINE_EVENTS];
+	}
+	e->type = type;
+	e->failure = why ? *why : (struct ferry_failure){0};
+	pthread_mutex_unlock(&t->lock);
+	ferry_engine_kick(t->events_fd);
+}
+
+void ferry_engine_link_broken(struct ferry_target *t, const struct ferry_failure *why)
+{
+	pthread_mutex_lock(&t->lock);
+	if (!t->broken) {
+		t->broken = true;
+		t->broken_why = *why;
+	}
+	pthread_mutex_unlock(&t->lock);
+	ferry_engine_kick(t->session_kick);
+}
+
+void ferry_engine_gone(struct ferry_target *t)
+{
+	struct ferry_failure why;
+
+	if (atomic_exchange(&t->gone, true))
+		return;
+	ferry_fail(&why, FERRY_LOST, -ESRCH, "the process whose memory is being filled has ended");
+	ferry_engine_notify(t, FERRY_TARGET_GONE, &why);
+	ferry_engine_kick(t->session_kick);
+}
+
+void ferry_engine_progress(struct ferry_target *t)
+{
+	if (ferry_pager_is_complete(&t->pager))
+		ferry_engine_kick(t->session_kick);
+}
+
+void ferry_engine_offer_urgent(struct ferry_target *t, int fd,
+			       const struct ferry_connection *connection)
+{
+	pthread_mutex_lock(&t->lock);
+	t->fault_offer = fd;
+	if (connection)
+		t->fault_connection = *connection;
+	t->fault_generation++;
+	ferry_engine_kick(t->fault_kick);
+	while (t->fault_running && t->fault_seen != t->fault_generation)
+		pthread_cond_wait(&t->changed, &t->lock);
+	pthread_mutex_unlock(&t->lock);
+}
+
+/* --- set up ------------------------------------------------------------------------------------ */
+
+/* Marks what is present already. Source: Documentation/admin-guide/mm/pagemap.rst */
+static int find_present(struct ferry_target *t, uint32_t id, int pagemap_fd)
+{
+	const struct ferry_region_desc *d = &t->regions[id].info.desc;
+	uint64_t entries_a_page = d->page_bytes / FERRY_PAGE_SIZE_DEFAULT;
+	uint64_t at = atomic_load(&t->regions[id].start) / FERRY_PAGE_SIZE_DEFAULT;
+	uint64_t n_entries = d->n_pages * entries_a_page;
+	_cleanup_free_ uint64_t *entries = malloc(PAGEMAP_CHUNK * sizeof(*entries));
+
+	if (!entries)
+		return -ENOMEM;
+	for (uint64_t done = 0; done < n_entries;) {
+		uint64_t want = FERRY_MIN(n_entries - done, (uint64_t)PAGEMAP_CHUNK);
+		ssize_t n = pread(pagemap_fd, entries, want * sizeof(*entries),
+				  (off_t)((at + done) * sizeof(*entries)));
+
+		if (n <= 0)
+			return n ? -errno : -EIO;
+		for (uint64_t i = 0; i < (uint64_t)n / sizeof(*entries); i++) {
+			struct ferry_run run = {.region = id,
+						.first_page = (done + i) / entries_a_page,
+						.n_pages = 1};
+
+			if (entries[i] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED))
+				atomic_fetch_add(&t->counters.pages_present,
+						 ferry_pager_placed(&t->pager, &run));
+		}
+		done += (uint64_t)n / sizeof(*entries);
+	}
+	return 0;
+}
+
+static int find_all_present(struct ferry_target *t, struct ferry_failure *f)
+{
+	_cleanup_close_ int fd = -1;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)t->uffd.pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "%s", path);
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		int rc = find_present(t, i, fd);
+
+		if (rc < 0)
+			return ferry_fail_errno(f, FERRY_REFUSE, rc, "region %u: reading %s", i, path);
+	}
+	return 0;
+}
+
+static int check_region(const struct ferry_target_region *r, uint32_t i, struct ferry_failure *f)
+{
+	uint32_t p = r->desc.page_bytes;
+
+	if (r->kind == FERRY_MAPPING_FILE)
+		return ferry_fail(f, FERRY_REFUSE, -ENODEV,
+				  "region %u is mapped from an ordinary file, which userfaultfd can't "
+				  "serve; put it on tmpfs, hugetlbfs or in a memfd",
+				  i);
+	if (p < FERRY_MIN_PAGE_BYTES || p > FERRY_MAX_PAGE_BYTES || p & (p - 1))
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "region %u has pages of %u bytes; 4 KiB to 2 MiB are served", i, p);
+	if (!r->desc.n_pages || r->desc.n_pages > FERRY_MAX_REGION_PAGES || r->start.v % p)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "region %u is empty, too large, or not aligned to its pages", i);
+	return 0;
+}
+
+static int take_regions(struct ferry_target *t, const struct ferry_target_config *config,
+			struct ferry_failure *f)
+{
+	uint32_t max_page_bytes = FERRY_MIN_PAGE_BYTES;
+
+	if (!config->n_regions || config->n_regions > FERRY_MAX_REGIONS)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "%u regions; 1 to %d are possible",
+				  config->n_regions, FERRY_MAX_REGIONS);
+	t->n_regions = config->n_regions;
+	t->layout.n_regions = config->n_regions;
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		const struct ferry_target_region *r = &config->regions[i];
+		int rc = check_region(r, i, f);
+
+		if (rc < 0)
+			return rc;
+		t->regions[i].info = *r;
+		t->regions[i].info.desc.id = i;
+		t->regions[i].bytes = r->desc.n_pages * r->desc.page_bytes;
+		atomic_store(&t->regions[i].start, r->start.v);
+		t->layout.regions[i] = t->regions[i].info.desc;
+		max_page_bytes = FERRY_MAX(max_page_bytes, r->desc.page_bytes);
+		if (r->kind == FERRY_MAPPING_ANON)
+			t->has_discards = true;
+	}
+	t->zeroes_bytes = max_page_bytes;
+	t->zeroes = mmap(NULL, max_page_bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+			 -1, 0);
+	if (t->zeroes == MAP_FAILED) {
+		t->zeroes = NULL;
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "page of zeros");
+	}
+	return 0;
+}
+
+static void unregister_first(struct ferry_target *t, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		(void)ferry_uffd_unregister(&t->uffd,
+					    (struct ferry_hva){atomic_load(&t->regions[i].start)},
+					    t->regions[i].bytes);
+}
+
+static int register_all(struct ferry_target *t, struct ferry_failure *f)
+{
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		int rc = ferry_uffd_register(&t->uffd, t->regions[i].info.start,
+					     t->regions[i].bytes);
+
+		if (rc < 0) {
+			unregister_first(t, i);
+			return ferry_fail_errno(
+				f, FERRY_REFUSE, rc,
+				"region %u ('%s'): UFFDIO_REGISTER (run 'pageferry probe')", i,
+				t->regions[i].info.desc.name);
+		}
+	}
+	return 0;
+}
+
+static int make_eventfd(int *fd)
+{
+	*fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return *fd < 0 ? -errno : 0;
+}
+
+int ferry_target_new(struct ferry_target **out, const struct ferry_target_config *config,
+		     struct ferry_failure *f)
+{
+	struct ferry_target *t = calloc(1, sizeof(*t));
+	struct ferry_uffd uffd = config->uffd;
+	int rc;
+
+	if (!t) {
+		ferry_uffd_close(&uffd);
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "target");
+	}
+	t->uffd = uffd;
+	t->stop_fd = t->fault_kick = t->session_kick = t->events_fd = -1;
+	t->fault_offer = -1;
+	t->max_bytes_per_second = config->max_bytes_per_second;
+	t->n_bulk = config->n_bulk ? FERRY_MIN(config->n_bulk, (uint32_t)FERRY_MAX_BULK) : 1;
+	t->log = config->log;
+	atomic_store(&t->n_holes_left, MAX_HOLES_LEFT);
+	ferry_engine_link_init(&t->incoming);
+	pthread_mutex_init(&t->lock, NULL);
+	pthread_mutex_init(&t->discard_lock, NULL);
+	pthread_cond_init(&t->changed, NULL);
+	if (make_eventfd(&t->stop_fd) < 0 || make_eventfd(&t->fault_kick) < 0 ||
+	    make_eventfd(&t->session_kick) < 0 || make_eventfd(&t->events_fd) < 0)
+		rc = ferry_fail_errno(f, FERRY_REFUSE, -errno, "eventfd");
+	else
+		rc = take_regions(t, config, f);
+	if (!rc && ferry_pager_init(&t->pager, &t->layout) < 0)
+		rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "page maps");
+	if (!rc)
+		rc = register_all(t, f);
+	/* After registering: from then on only we make pages present. */
+	if (!rc) {
+		rc = find_all_present(t, f);
+		if (rc < 0 && !config->adopt)
+			unregister_first(t, t->n_regions);
+	}
+	if (rc < 0) {
+		ferry_target_free(t);
+		return rc;
+	}
+	if (config->adopt) {
+		/* What the one before us had read is not delivered again: let all fault anew. */
+		for (uint32_t i = 0; i < t->n_regions; i++)
+			(void)ferry_uffd_wake(&t->uffd, t->regions[i].info.start,
+					      t->regions[i].bytes);
+	}
+	*out = t;
+	return 0;
+}
+
+int ferry_target_start(struct ferry_target *t, struct ferry_failure *f)
+{
+	int rc;
+
+	pthread_mutex_lock(&t->lock);
+	rc = -pthread_create(&t->fault_thread, NULL, ferry_engine_fault_thread, t);
+	t->fault_running = !rc;
+	pthread_mutex_unlock(&t->lock);
+	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "fault thread") : 0;
+}
+
+int ferry_target_dial(struct ferry_target *t, const struct ferry_addr *from, int stop_fd,
+		      struct ferry_failure *f)
+{
+	int rc;
+
+	if (getrandom(t->session.bytes, sizeof(t->session.bytes), 0) != sizeof(t->session.bytes))
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "getrandom");
+	t->dials = true;
+	t->from = *from;
+	pthread_mutex_lock(&t->lock);
+	rc = -pthread_create(&t->session_thread, NULL, ferry_engine_session_thread, t);
+	t->session_running = !rc;
+	pthread_mutex_unlock(&t->lock);
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "session thread");
+	/* The first attempt is limited by the session's own time-outs. */
+	pthread_mutex_lock(&t->lock);
+	while (!t->first_done) {
+		struct timespec soon;
+
+		clock_gettime(CLOCK_REALTIME, &soon);
+		soon.tv_nsec += 50 * 1000 * 1000;
+		soon.tv_sec += soon.tv_nsec / 1000000000;
+		soon.tv_nsec %= 1000000000;
+		pthread_cond_timedwait(&t->changed, &t->lock, &soon);
+		if (stop_fd >= 0 && !ferry_net_wait(stop_fd, POLLIN, 0, -1))
+			ferry_engine_kick(t->stop_fd);
+	}
+	rc = t->first_rc;
+	if (rc < 0 && f)
+		*f = t->first_why;
+	pthread_mutex_unlock(&t->lock);
+	return rc;
+}
+
+/* --- while it runs ---------------------------------------------------------------------------- */
+
+const void *ferry_target_state(const struct ferry_target *t, uint32_t *bytes)
+{
+	*bytes = t->state_bytes;
+	return t->state;
+}
+
+int ferry_target_push(struct ferry_target *t)
+{
+	pthread_mutex_lock(&t->lock);
+	t->push_wanted = true;
+	pthread_mutex_unlock(&t->lock);
+	ferry_engine_kick(t->session_kick);
+	return 0;
+}
+
+int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
+		      struct ferry_failure *f)
+{
+	for (;;) {
+		struct ferry_engine_event e;
+		bool have;
+		int rc;
+
+		pthread_mutex_lock(&t->lock);
+		have = t->n_events;
+		if (have) {
+			e = t->events[t->events_begin];
+			t->events_begin = (t->events_begin + 1) % FERRY_ENGINE_EVENTS;
+			t->n_events--;
+		} else {
+			ferry_engine_unkick(t->events_fd);
+		}
+		pthread_mutex_unlock(&t->lock);
+		if (have) {
+			if (f)
+				*f = e.failure;
+			return (int)e.type;
+		}
+		rc = ferry_net_wait(t->events_fd, POLLIN, timeout_ms, stop_fd);
+		if (rc == -ETIMEDOUT)
+			return FERRY_TARGET_NOTHING;
+		if (rc < 0)
+			return rc;
+	}
+}
+
+void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats *out)
+{
+	const struct ferry_engine_counters *c = &t->counters;
+
+	*out = (struct ferry_target_stats){
+		.pages_total = t->pager.pages_total,
+		.pages_known = atomic_load(&t->pager.pages_known),
+		.pages_urgent = atomic_load(&c->pages_urgent),
+		.pages_pushed = atomic_load(&c->pages_pushed),
+		.pages_zero = atomic_load(&c->pages_zero),
+		.pages_duplicate = atomic_load(&c->pages_duplicate),
+		.pages_present = atomic_load(&c->pages_present),
+		.wire_bytes = atomic_load(&c->wire_bytes),
+		.faults = atomic_load(&c->faults),
+		.faults_coalesced = atomic_load(&c->faults_coalesced),
+		.requests = atomic_load(&c->requests),
+		.discarded_pages = atomic_load(&c->discarded_pages),
+		.resumes = atomic_load(&c->resumes),
+		.link_up = atomic_load(&t->link_up),
+	};
+	ferry_histogram_merge(&out->fault_ns, &t->fault_ns);
+	ferry_histogram_merge(&out->local_ns, &t->local_ns);
+}
+
+/* --- the end ----------------------------------------------------------------------------------- */
+
+static void stop_threads(struct ferry_target *t)
+{
+	pthread_t fault = t->fault_thread, session = t->session_thread;
+	bool had_fault, had_session;
+
+	pthread_mutex_lock(&t->lock);
+	had_fault = t->fault_thread;
+	had_session = t->session_running;
+	t->session_running = false;
+	t->fault_thread = 0;
+	pthread_mutex_unlock(&t->lock);
+	if (t->stop_fd >= 0)
+		ferry_engine_kick(t->stop_fd);
+	if (had_session)
+		pthread_join(session, NULL);
+	if (had_fault)
+		pthread_join(fault, NULL);
+}
+
+void ferry_target_abandon(struct ferry_target *t)
+{
+	stop_threads(t);
+	unregister_first(t, t->n_regions);
+}
+
+void ferry_target_free(struct ferry_target *t)
+{
+	bool complete;
+
+	if (!t)
+		return;
+	stop_threads(t);
+	complete = t->pager.pages_total && ferry_pager_is_complete(&t->pager);
+	if (complete)
+		ferry_uffd_release(&t->uffd);
+	else
+		ferry_uffd_close(&t->uffd);
+	ferry_engine_link_close(&t->incoming);
+	ferry_pager_fini(&t->pager);
+	if (t->zeroes)
+		munmap(t->zeroes, t->zeroes_bytes);
+	ferry_close(t->stop_fd);
+	ferry_close(t->fault_kick);
+	ferry_close(t->session_kick);
+	ferry_close(t->events_fd);
+	pthread_cond_destroy(&t->changed);
+	pthread_mutex_destroy(&t->discard_lock);
+	pthread_mutex_destroy(&t->lock);
+	free(t);
+}
