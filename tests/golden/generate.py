@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the golden wire vectors, with Python's protobuf and nothing of our C code.
 
-    generate.py --proto PROTO --check VECTORS     are the vectors what this makes? (a test)
+    generate.py --proto PROTO --check VECTORS --doc PAGE
+                                                  are the vectors what this makes, and do the numbers
+                                                  and bytes in docs/protocol.md agree? (a test)
     generate.py --proto PROTO --write VECTORS     write them
     generate.py --proto PROTO --corpus DIR        one binary file a vector, for fuzzing
 
@@ -11,6 +13,7 @@ The text form is described at its own top.
 import argparse
 import importlib
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -362,6 +365,24 @@ def load_pb(proto, tmp):
     return importlib.import_module("pageferry_pb2")
 
 
+def check_doc(path, vectors):
+    """The table of messages and the byte dump of the page against ours. Returns complaints."""
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    out = []
+    rows = {name: int(n) for n, name in re.findall(r"^\| (\d+) \| `([A-Z][a-z]\w*)` \|", text, re.MULTILINE)}
+    if rows != TYPE:
+        out.append(f"{path}: its table of messages differs: {set(rows.items()) ^ set(TYPE.items())}")
+    dump = b""
+    for line in re.search(r"```\n(50 46 52 59.*?)```", text, re.DOTALL).group(1).splitlines():
+        m = re.match(r"(?:[0-9a-f]{2} ?)+", line)
+        dump += bytes.fromhex(m.group(0)) if m else b""
+    want = vectors["page_request_one_page"] + vectors["page_run_raw_answer"]
+    if dump != want[:len(dump)] or len(want) - len(dump) > 4096:
+        out.append(f"{path}: its byte dump is not that of the vectors")
+    return out
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--proto", required=True)
@@ -369,6 +390,7 @@ def main():
     what.add_argument("--check", metavar="FILE")
     what.add_argument("--write", metavar="FILE")
     what.add_argument("--corpus", metavar="DIR")
+    parser.add_argument("--doc", metavar="PAGE")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         v = Vectors(load_pb(args.proto, tmp))
@@ -384,6 +406,11 @@ def main():
             if f.read() != v.text():
                 print(f"{args.check} is not what {os.path.basename(__file__)} makes from {args.proto}")
                 return 1
+        complaints = check_doc(args.doc, {n: d.raw() for n, _, _, d in v.all}) if args.doc else []
+        for c in complaints:
+            print(c)
+        if complaints:
+            return 1
         print(f"{len(names)} vectors are as Python's protobuf encodes them")
     else:
         os.makedirs(args.corpus, exist_ok=True)
