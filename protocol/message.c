@@ -210,6 +210,7 @@ static int pack_prepare(const struct ferry_prepare *p, uint8_t *out, size_t size
 	w.machine = (char *)p->machine;
 	w.has_n_bulk = 1;
 	w.n_bulk = p->n_bulk;
+	w.has_paused = w.paused = p->paused;
 	return pack(&w.base, out, size);
 }
 
@@ -474,6 +475,7 @@ static int prepare_from_wire(const Pageferry__Prepare *w, struct ferry_prepare *
 	if (!p->n_bulk || p->n_bulk > FERRY_MAX_BULK)
 		return bad(why, "%u bulk connections; 1 to %d are possible", p->n_bulk,
 			   FERRY_MAX_BULK);
+	p->paused = w->has_paused && w->paused;
 	copy_text(p->vm, sizeof(p->vm), w->vm);
 	copy_text(p->vmm_version, sizeof(p->vmm_version), w->vmm_version);
 	copy_text(p->machine, sizeof(p->machine), w->machine);

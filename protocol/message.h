@@ -8,6 +8,7 @@
 #ifndef FERRY_PROTOCOL_MESSAGE_H
 #define FERRY_PROTOCOL_MESSAGE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -115,6 +116,7 @@ struct ferry_prepare {
 	char machine[FERRY_MAX_REGION_NAME];
 	uint32_t n_bulk;
 	struct ferry_layout layout;
+	bool paused; /* by its user: it stays so on the target */
 };
 
 struct ferry_pong {
