@@ -47,8 +47,8 @@ int ferry_uffd_open(struct ferry_uffd *out, uint64_t wanted, struct ferry_failur
  * Takes about a millisecond, in which one thread of @pid is stopped. Signals to the calling thread
  * wait until it is over. Being killed in that millisecond may kill @pid too.
  * Errors: -EPERM (ptrace not allowed), -ESRCH (no such process), -EINVAL (our own, or a thread's
- *         number), -EBUSY (no thread of it could be stopped), -EOPNOTSUPP (a 32-bit process),
- *         -ENOSYS, ... (REFUSE) with how to mend it in @f. On error the process runs on unchanged.
+ *         number), -EBUSY (no thread of it could be stopped), -EOPNOTSUPP (a 32-bit process, or one
+ *         whose first thread has ended), -ENOSYS, ... (REFUSE) with how to mend it in @f. On error the process runs on unchanged.
  * Source: ptrace(2), pidfd_getfd(2); docs/probes/inject-uffd.c
  */
 int ferry_uffd_attach(struct ferry_uffd *out, pid_t pid, uint64_t wanted,

@@ -195,7 +195,12 @@ static int open_inside(struct ferry_inject *in, void *ctx, struct ferry_failure 
 	}
 	if (r < 0) {
 		ferry_close(job->fd);
-		CALL(in, SYS_close, arg_of(remote));
+		/* The descriptors are found through the first thread; if this one lives, that is
+		 * why. */
+		if (CALL(in, SYS_close, arg_of(remote)) == 0 && r == -ESRCH)
+			return ferry_fail(f, FERRY_REFUSE, -EOPNOTSUPP,
+					  "the first thread of the process has ended; its "
+					  "descriptors can't be reached without it");
 		return ferry_fail_errno(f, FERRY_REFUSE, r, "%s", part);
 	}
 	job->remote_fd = (int)remote;
