@@ -39,7 +39,7 @@ TYPE = dict(
     Prepared=31, Stopped=32, DeviceState=33, DeviceStateEnd=34, Loaded=35, Commit=36, Running=37,
     Abort=38)
 
-MAX_PAGES = 1 << 36
+MAX_PAGES = (1 << 32) - 1
 SESSION = bytes(range(16))
 U64 = (1 << 64) - 1
 
@@ -120,7 +120,7 @@ def add_exact(v):
     ex("layout_smallest", "region 0 \"ram\" of 1 page of 4096 bytes; no state", "Layout",
        dict(regions=[v.pb.Region(id=0, name="ram", n_pages=1, page_bytes=4096)]))
     ex("layout_limits_with_state",
-       "region 0, name of 63 a, 2^36 pages of 4096; region 1 \"b\", 3 pages of 2097152; state 01 02 03",
+       "region 0, name of 63 a, 2^32 - 1 pages of 4096; region 1 \"b\", 3 pages of 2097152; state 01 02 03",
        "Layout",
        dict(regions=[v.pb.Region(id=0, name="a" * 63, n_pages=MAX_PAGES, page_bytes=4096),
                      v.pb.Region(id=1, name="b", n_pages=3, page_bytes=2097152)]), b"\1\2\3")
@@ -134,7 +134,7 @@ def add_exact(v):
     ex("push_start", "1000000000 bytes a second at most", "PushStart",
        dict(max_bytes_per_second=10**9))
     ex("discarded", "region 2, pages 5+7", "Discarded", dict(region=2, first_page=5, n_pages=7))
-    ex("discarded_last_page", "region 0, page 2^36 - 1", "Discarded",
+    ex("discarded_last_page", "region 0, page 2^32 - 2", "Discarded",
        dict(region=0, first_page=MAX_PAGES - 1, n_pages=1))
     ex("complete", "nothing more", "Complete")
     ex("released", "nothing more", "Released")
@@ -144,7 +144,7 @@ def add_exact(v):
     ex("page_request_one_page", "id 1, region 0, page 7", "PageRequest",
        dict(request_id=1, region=[0], first_page=[7], n_pages=[1]))
     ex("page_request_batch",
-       "id 2^64 - 1: region 0 pages 300+2, region 0 page 5, region 31 pages (2^36 - 1024)+1024",
+       "id 2^64 - 1: region 0 pages 300+2, region 0 page 5, region 31 pages (2^32 - 1025)+1024",
        "PageRequest",
        dict(request_id=U64, region=[0, 0, 31], first_page=[300, 5, MAX_PAGES - 1024],
             n_pages=[2, 1, 1024]))
@@ -158,13 +158,17 @@ def add_exact(v):
     ex("page_run_raw_largest", "pushed: region 0, pages 0+2 of 2 MiB, raw, ee", "PageRun",
        dict(region=0, first_page=0, n_pages=2, encoding=0, request_id=0),
        Bytes((b"\xee", 4 * 1024 * 1024)))
-    ex("page_run_zero_pushed", "pushed: region 3, pages 16+4294967295, zero", "PageRun",
-       dict(region=3, first_page=16, n_pages=(1 << 32) - 1, encoding=1, request_id=0))
+    ex("page_run_zero_pushed", "pushed: region 3, pages 0+4294967295, zero", "PageRun",
+       dict(region=3, first_page=0, n_pages=MAX_PAGES, encoding=1, request_id=0))
     ex("push_done", "nothing more", "PushDone")
     ex("prepare", "vm \"web-1\", VMM \"7.2.22\", machine \"pc-i440fx-7.2\", 2 bulk connections, "
        "region 0 \"pc.ram\" of 65536 pages of 4096", "Prepare",
        dict(vm="web-1", vmm_version="7.2.22", machine="pc-i440fx-7.2", n_bulk=2,
             regions=[v.pb.Region(id=0, name="pc.ram", n_pages=65536, page_bytes=4096)]))
+    ex("prepare_paused", "vm \"\", VMM \"\", machine \"\", 1 bulk connection, paused, region 0 \"r\" of 1 page "
+       "of 4096", "Prepare",
+       dict(vm="", vmm_version="", machine="", n_bulk=1, paused=True,
+            regions=[v.pb.Region(id=0, name="r", n_pages=1, page_bytes=4096)]))
     ex("prepared", "nothing more", "Prepared")
     ex("stopped", "nothing more", "Stopped")
     ex("device_state", "a piece: 51 45 56 4d", "DeviceState", b"", b"QEVM")

@@ -89,6 +89,7 @@ static inline bool messages_equal(const struct ferry_message *a, const struct fe
 		       !strcmp(a->prepare.vmm_version, b->prepare.vmm_version) &&
 		       !strcmp(a->prepare.machine, b->prepare.machine) &&
 		       a->prepare.n_bulk == b->prepare.n_bulk &&
+		       a->prepare.paused == b->prepare.paused &&
 		       layouts_equal(&a->prepare.layout, &b->prepare.layout);
 	case FERRY_FRAME_DEVICE_STATE_END:
 		return a->device_state_end.total_bytes == b->device_state_end.total_bytes;

@@ -13,7 +13,7 @@
 #include "base/util.h"
 #include "message_equal.h"
 
-#define MAX_PAGES  (UINT64_C(1) << 36)
+#define MAX_PAGES  UINT64_C(0xffffffff)
 #define SESSION	   {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}}
 #define RUN(r, f, n) {.region = (r), .first_page = (f), .n_pages = (n)}
 #define REGION(i, s, n, p) {.id = (i), .name = s, .n_pages = (n), .page_bytes = (p)}
@@ -80,12 +80,15 @@ static const struct expectation expectations[] = {
 	 {FERRY_FRAME_PAGE_RUN, .run = {RUN(0, 0, 2), FERRY_ENCODING_RAW}},
 	 {{0xee, 4194304}}},
 	{"page_run_zero_pushed",
-	 {FERRY_FRAME_PAGE_RUN, .run = {RUN(3, 16, UINT32_MAX), FERRY_ENCODING_ZERO}}},
+	 {FERRY_FRAME_PAGE_RUN, .run = {RUN(3, 0, UINT32_MAX), FERRY_ENCODING_ZERO}}},
 	{"push_done", {FERRY_FRAME_PUSH_DONE}},
 	{"prepare",
 	 {FERRY_FRAME_PREPARE,
 	  .prepare = {"web-1", "7.2.22", "pc-i440fx-7.2", 2,
 		      {1, {REGION(0, "pc.ram", 65536, 4096)}}}}},
+	{"prepare_paused",
+	 {FERRY_FRAME_PREPARE,
+	  .prepare = {"", "", "", 1, {1, {REGION(0, "r", 1, 4096)}}, .paused = true}}},
 	{"prepared", {FERRY_FRAME_PREPARED}},
 	{"stopped", {FERRY_FRAME_STOPPED}},
 	{"device_state", {FERRY_FRAME_DEVICE_STATE}, {{'Q', 1}, {'E', 1}, {'V', 1}, {'M', 1}}},
