@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Fill the memory of a running process from a page server.
+ *
+ * Until the first session is open nothing is lost by giving the memory back: its missing pages are
+ * then what they were before. From the first session on the process may have seen pages of the
+ * source, and whatever fails leaves the rest registered: threads wait, for 'attach --resume'.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "tools/isolation.h"
+#include "tools/job.h"
+#include "tools/json.h"
+#include "tools/mappings.h"
+#include "uffd/kernel.h"
+#include "uffd/target.h"
+#include "uffd/uffd.h"
+
+#define LOOK_MS 100 /* how often the counters are read */
+
+#define WANTED                                                                                     \
+	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |         \
+	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS)
+
+static const struct option_def attach_options[] = {
+	{.name = "pid",
+	 .arg = "PID",
+	 .help = "process whose memory is to be filled",
+	 .kind = OPTION_PID,
+	 .required = true,
+	 OPTION_AT(pid)},
+	{.name = "match",
+	 .arg = "TEXT",
+	 .help = "which of its mappings: part of the name, or 0xSTART[-0xEND], as in "
+		 "/proc/PID/maps; may be given several times; the mappings are the server's "
+		 "regions, in this order",
+	 .kind = OPTION_TEXTS,
+	 .required = true,
+	 OPTION_AT(matches)},
+	{.name = "from",
+	 .arg = "ADDR",
+	 .help = "address of the page server",
+	 .kind = OPTION_ADDR_DIAL,
+	 .required = true,
+	 OPTION_AT(from)},
+	{.name = "resume",
+	 .help = "take over from an earlier attach that ended before everything was there",
+	 .kind = OPTION_FLAG,
+	 OPTION_AT(resume)},
+	OPTION_MAX_RATE,
+	OPTION_BULK,
+	OPTION_CONTROL,
+	OPTIONS_COMMON,
+};
+
+struct attach {
+	struct job job;
+	struct ferry_target *target; /* owned */
+	uint64_t ram_bytes;
+};
+
+static int add_region(struct ferry_target_region *r, uint32_t id, const struct ferry_mapping *m,
+		      struct ferry_failure *f)
+{
+	if (m->kind == FERRY_MAPPING_FILE)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "'%.200s' is an ordinary file, whose faults can't be served; use "
+				  "anonymous memory, a memfd, tmpfs or hugetlbfs",
+				  m->name);
+	/* Without a name, regions match the server's by order and size. */
+	*r = (struct ferry_target_region){
+		.desc =
+			{
+				.id = id,
+				.page_bytes = m->page_bytes,
+				.n_pages = m->len / m->page_bytes,
+			},
+		.start = m->start,
+		.kind = m->kind,
+	};
+	return 0;
+}
+
+static int open_uffd(struct ferry_uffd *u, const struct options *o, struct ferry_failure *f)
+{
+	int rc = o->resume ? ferry_uffd_adopt(u, o->pid, f)
+			   : ferry_uffd_attach(u, o->pid, WANTED, f);
+
+	if (rc == -ENOENT && o->resume)
+		return ferry_fail(f, FERRY_REFUSE, rc,
+				  "process %d holds nothing that an earlier attach left; attach "
+				  "without --resume",
+				  (int)o->pid);
+	return rc;
+}
+
+static int open_target(struct attach *a, const struct options *o, struct ferry_failure *f)
+{
+	struct ferry_target_region regions[FERRY_MAX_REGIONS];
+	struct ferry_target_config config = {
+		.regions = regions,
+		.n_bulk = o->n_bulk,
+		.max_bytes_per_second = o->max_rate,
+		.adopt = o->resume,
+		.log = &a->job.report.log,
+	};
+	struct mappings found;
+	int rc = mappings_select(o->pid, &o->matches, &found, f);
+
+	if (rc < 0)
+		return rc;
+	for (uint32_t i = 0; i < found.n; i++) {
+		rc = add_region(&regions[i], i, &found.v[i], f);
+		if (rc < 0)
+			return rc;
+		a->ram_bytes += found.v[i].len;
+	}
+	config.n_regions = found.n;
+	rc = open_uffd(&config.uffd, o, f);
+	if (rc < 0)
+		return rc;
+	rc = ferry_target_new(&a->target, &config, f);
+	if (rc == -EBUSY && !o->resume)
+		ferry_fail(
+			f, FERRY_REFUSE, rc,
+			"the memory has a userfaultfd already; if an earlier attach left it, add "
+			"--resume");
+	return rc;
+}
+
+static int start(struct attach *a, const struct options *o, struct ferry_failure *f)
+{
+	unsigned int needs = isolation_need_of_process(o->pid);
+	int rc = job_open(&a->job, "attach", o, f);
+
+	if (rc < 0)
+		return rc;
+	if (o->from.addr.is_unix)
+		needs |= isolation_need_of_socket(o->from.addr.path);
+	rc = isolation_enter(needs, f);
+	if (rc < 0)
+		return rc;
+	report_stage(&a->job.report, "attach");
+	rc = open_target(a, o, f);
+	if (rc < 0)
+		return rc;
+	/* In the end the process's own descriptor is closed, by attaching once more. */
+	rc = isolation_narrow(needs & ~ISOLATION_PROC, f);
+	if (rc < 0)
+		return rc;
+	rc = ferry_target_start(a->target, f);
+	if (rc < 0)
+		return rc;
+	rc = job_start(&a->job, f);
+	if (rc < 0)
+		return rc;
+	report_stage(&a->job.report, "connect");
+	rc = ferry_target_dial(a->target, &o->from.addr, a->job.stop_fd, f);
+	if (rc < 0)
+		return rc;
+	report_stage(&a->job.report, "push");
+	rc = ferry_target_push(a->target);
+	return rc < 0 ? ferry_fail_errno(f, FERRY_LINK, rc, "asking for the push") : 0;
+}
+
+static int finish(struct attach *a, const struct ferry_failure *f, int status)
+{
+	uint64_t total_ns = ferry_now_ns() - a->job.report.start_ns;
+	struct ferry_target_stats stats;
+	json_t *o = json_object();
+	char text[SUMMARY_MAX];
+
+	ferry_target_stats(a->target, &stats);
+	report_target(&a->job.report, &stats);
+	json_put_count(o, "ram_bytes", a->ram_bytes);
+	json_put_all(o, json_target(&stats));
+	json_put(o, "total_ms", json_ms(total_ns));
+	summary_target(&stats, a->ram_bytes, total_ns, 0, text, sizeof(text));
+	if (status == EXIT_DONE)
+		return report_completed(&a->job.report, o, text);
+	return report_failed(&a->job.report, f, status, o, text);
+}
+
+/* The story of a target that lacks pages: what it waits for, and how it goes on. */
+static int finish_waiting(struct attach *a, const struct options *o, const char *why)
+{
+	struct ferry_failure f = {0};
+
+	ferry_fail(&f, FERRY_LINK, -ECANCELED,
+		   "%.300s; process %d waits where it touches missing pages; go on with the same "
+		   "command and --resume",
+		   why, (int)o->pid);
+	return finish(a, &f, EXIT_WAITS);
+}
+
+static int follow(struct attach *a, const struct options *o)
+{
+	for (;;) {
+		struct ferry_failure f = {0};
+		struct ferry_target_stats stats;
+		int event = ferry_target_wait(a->target, LOOK_MS, a->job.stop_fd, &f);
+
+		switch (event) {
+		case FERRY_TARGET_COMPLETE:
+			return finish(a, NULL, EXIT_DONE);
+		case FERRY_TARGET_GONE:
+			return finish(a, &f, EXIT_LOST);
+		case FERRY_TARGET_FAILED:
+			return finish_waiting(a, o, f.text);
+		case -ECANCELED:
+			return finish_waiting(a, o, "stopped");
+		case FERRY_TARGET_LINK_LOST:
+			report_link_lost(&a->job.report, f.text);
+			break;
+		default:
+			if (event < 0)
+				return finish_waiting(a, o, strerror(-event));
+		}
+		ferry_target_stats(a->target, &stats);
+		report_target(&a->job.report, &stats);
+	}
+}
+
+/* Nothing has come yet. A resumed process has pages of the source already: it goes on waiting. */
+static int give_up(struct attach *a, const struct options *o, const struct ferry_failure *f)
+{
+	if (o->resume && a->target)
+		return finish_waiting(a, o, f->text);
+	if (a->target)
+		ferry_target_abandon(a->target);
+	return report_failed(&a->job.report, f, EXIT_FAILED, NULL, NULL);
+}
+
+static int run(const struct options *o)
+{
+	struct attach a = {0};
+	struct ferry_failure f = {0};
+	int status;
+
+	if (start(&a, o, &f) < 0)
+		status = give_up(&a, o, &f);
+	else
+		status = follow(&a, o);
+	ferry_target_free(a.target);
+	job_close(&a.job);
+	return status;
+}
+
+const struct command cmd_attach = {
+	.name = "attach",
+	.synopsis = "--pid PID --match TEXT... --from ADDR [OPTION...]",
+	.summary = "Fill the memory of a running process from a page server.",
+	.notes = "Pages that the process touches come first. A broken link is dialed again until "
+		 "the\n"
+		 "process has everything; meanwhile its threads wait where they touch missing "
+		 "pages.\n",
+	.options = attach_options,
+	.run = run,
+};

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The source side of a VM's switchover. */
+#include <errno.h>
+#include <stdio.h>
+
+#include "migrate/switchover.h"
+#include "tools/isolation.h"
+#include "tools/job.h"
+#include "tools/json.h"
+
+static const struct option_def migrate_options[] = {
+	{.name = "qmp",
+	 .arg = "SOCK",
+	 .help = "QMP socket of the QEMU that runs the guest",
+	 .kind = OPTION_TEXT,
+	 .required = true,
+	 OPTION_AT(qmp)},
+	{.name = "to",
+	 .arg = "ADDR",
+	 .help = "address that 'pageferry receive' listens on",
+	 .kind = OPTION_ADDR_DIAL,
+	 .required = true,
+	 OPTION_AT(to)},
+	{.name = "postcopy",
+	 .help = "run the guest on the target first and send its memory afterwards (the only way "
+		 "there is; it has to be asked for)",
+	 .kind = OPTION_FLAG,
+	 OPTION_AT(postcopy)},
+	OPTION_BULK,
+	OPTION_CONTROL,
+	OPTIONS_COMMON,
+};
+
+static int check(const struct options *o, struct ferry_failure *f)
+{
+	if (!o->postcopy)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "only post-copy is there, which a guest does not survive if the "
+				  "source is lost halfway; add --postcopy to ask for it");
+	return 0;
+}
+
+static void on_stage(void *ctx, enum ferry_stage stage)
+{
+	struct job *j = ctx;
+
+	report_stage(&j->report, ferry_stage_name(stage));
+}
+
+static void on_progress(void *ctx, const struct ferry_target_stats *target,
+			const struct ferry_server_stats *server)
+{
+	struct job *j = ctx;
+
+	(void)target;
+	if (server)
+		report_server(&j->report, server);
+}
+
+static int start(struct job *j, const struct options *o, struct ferry_failure *f)
+{
+	/* The memory's file is opened through /proc/PID of QEMU. */
+	unsigned int needs = ISOLATION_PTRACE | ISOLATION_PROC | isolation_need_of_socket(o->qmp);
+	int rc = job_open(j, "migrate", o, f);
+
+	if (rc < 0)
+		return rc;
+	if (o->to.addr.is_unix)
+		needs |= isolation_need_of_socket(o->to.addr.path);
+	rc = isolation_enter(needs, f);
+	if (rc < 0)
+		return rc;
+	return job_start(j, f);
+}
+
+static json_t *summary_json(const struct ferry_migrate_result *result)
+{
+	json_t *o = json_object();
+
+	json_put_count(o, "ram_bytes", result->ram_bytes);
+	json_put_all(o, json_server(&result->stats));
+	json_put_count(o, "device_state_bytes", result->device_state_bytes);
+	json_put(o, "total_ms", json_ms(result->total_ns));
+	json_put(o, "downtime_ms", json_ms(result->downtime_ns));
+	json_put(o, "stop_ms", json_ms(result->stop_ns));
+	json_put(o, "device_state_ms", json_ms(result->device_state_ns));
+	json_put(o, "confirm_ms", json_ms(result->confirm_ns));
+	return o;
+}
+
+static int migrate(struct job *j, const struct options *o)
+{
+	struct ferry_migrate_config config = {
+		.qmp_path = o->qmp,
+		.to = o->to.addr,
+		.stop_fd = j->stop_fd,
+		.n_bulk = o->n_bulk,
+		.log = &j->report.log,
+		.observer = {.stage = on_stage, .progress = on_progress, .ctx = j},
+	};
+	struct ferry_migrate_result result = {0};
+	struct ferry_failure f = {0};
+	enum ferry_outcome outcome = ferry_migrate_run(&config, &result, &f);
+	char text[SUMMARY_MAX];
+
+	summary_server(&result.stats, result.ram_bytes, result.total_ns, result.downtime_ns, text,
+		       sizeof(text));
+	if (outcome == FERRY_OUTCOME_DONE)
+		return report_completed(&j->report, summary_json(&result), text);
+	return report_failed(&j->report, &f, (int)outcome, summary_json(&result), NULL);
+}
+
+static int run(const struct options *o)
+{
+	struct ferry_failure f = {0};
+	struct job j;
+	int status;
+
+	if (start(&j, o, &f) < 0)
+		status = report_failed(&j.report, &f, EXIT_FAILED, NULL, NULL);
+	else
+		status = migrate(&j, o);
+	job_close(&j);
+	return status;
+}
+
+const struct command cmd_migrate = {
+	.name = "migrate",
+	.synopsis = "--qmp SOCK --to ADDR --postcopy [OPTION...]",
+	.summary =
+		"Be the source of a VM's switchover: hand the guest over, then serve its memory.",
+	.notes =
+		"Until the target has confirmed that the guest may run there, any failure and any\n"
+		"SIGINT or SIGTERM ends with the guest running here. After that it never does.\n",
+	.options = migrate_options,
+	.check = check,
+	.run = run,
+};

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The target side of a VM's switchover. */
+#include <errno.h>
+#include <stdio.h>
+
+#include "base/cleanup.h"
+#include "base/net.h"
+#include "migrate/switchover.h"
+#include "tools/isolation.h"
+#include "tools/job.h"
+#include "tools/json.h"
+
+static const struct option_def receive_options[] = {
+	{.name = "qmp",
+	 .arg = "SOCK",
+	 .help = "QMP socket of a QEMU that was started with -incoming defer",
+	 .kind = OPTION_TEXT,
+	 .required = true,
+	 OPTION_AT(qmp)},
+	{.name = "listen",
+	 .arg = "ADDR",
+	 .help = "address that 'pageferry migrate' dials; port 0 lets the kernel choose one, which "
+		 "is printed",
+	 .kind = OPTION_ADDR_LISTEN,
+	 .required = true,
+	 OPTION_AT(listen)},
+	OPTION_MAX_RATE,
+	OPTION_CONTROL,
+	OPTIONS_COMMON,
+};
+
+struct receive {
+	struct job job;
+	int listen_fd; /* owned */
+};
+
+static void on_stage(void *ctx, enum ferry_stage stage)
+{
+	struct receive *r = ctx;
+
+	report_stage(&r->job.report, ferry_stage_name(stage));
+}
+
+static void on_progress(void *ctx, const struct ferry_target_stats *target,
+			const struct ferry_server_stats *server)
+{
+	struct receive *r = ctx;
+
+	(void)server;
+	if (target)
+		report_target(&r->job.report, target);
+}
+
+static int start(struct receive *r, const struct options *o, struct ferry_failure *f)
+{
+	struct ferry_addr local;
+	int rc = job_open(&r->job, "receive", o, f);
+
+	if (rc < 0)
+		return rc;
+	r->listen_fd = ferry_net_listen(&o->listen.addr, f);
+	if (r->listen_fd < 0)
+		return r->listen_fd;
+	rc = ferry_net_local(r->listen_fd, &o->listen.addr, &local);
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "the address that is listened on");
+	/* Which process QEMU is, and what it runs under, is found out later. */
+	rc = isolation_enter(ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SECCOMP |
+				     isolation_need_of_socket(o->qmp),
+			     f);
+	if (rc < 0)
+		return rc;
+	rc = job_start(&r->job, f);
+	if (rc < 0)
+		return rc;
+	report_listening(&r->job.report, &local);
+	return 0;
+}
+
+static json_t *summary_json(const struct ferry_receive_result *result)
+{
+	json_t *o = json_object();
+
+	json_put_count(o, "ram_bytes", result->ram_bytes);
+	json_put_all(o, json_target(&result->stats));
+	json_put(o, "total_ms", json_ms(result->total_ns));
+	json_put(o, "downtime_ms", json_ms(result->downtime_ns));
+	json_put(o, "attach_ms", json_ms(result->attach_ns));
+	return o;
+}
+
+static int receive(struct receive *r, const struct options *o)
+{
+	struct ferry_receive_config config = {
+		.qmp_path = o->qmp,
+		.listen_fd = r->listen_fd,
+		.stop_fd = r->job.stop_fd,
+		.max_bytes_per_second = o->max_rate,
+		.log = &r->job.report.log,
+		.observer = {.stage = on_stage, .progress = on_progress, .ctx = r},
+	};
+	struct ferry_receive_result result = {0};
+	struct ferry_failure f = {0};
+	enum ferry_outcome outcome = ferry_receive_run(&config, &result, &f);
+	char text[SUMMARY_MAX];
+
+	summary_target(&result.stats, result.ram_bytes, result.total_ns, result.downtime_ns, text,
+		       sizeof(text));
+	if (outcome == FERRY_OUTCOME_DONE)
+		return report_completed(&r->job.report, summary_json(&result), text);
+	return report_failed(&r->job.report, &f, (int)outcome, summary_json(&result), NULL);
+}
+
+static int run(const struct options *o)
+{
+	struct receive r = {.listen_fd = -1};
+	struct ferry_failure f = {0};
+	int status;
+
+	if (start(&r, o, &f) < 0)
+		status = report_failed(&r.job.report, &f, EXIT_FAILED, NULL, NULL);
+	else
+		status = receive(&r, o);
+	ferry_close(r.listen_fd);
+	job_close(&r.job);
+	return status;
+}
+
+const struct command cmd_receive = {
+	.name = "receive",
+	.synopsis = "--qmp SOCK --listen ADDR [OPTION...]",
+	.summary = "Be the target of a VM's switchover: run the guest here, then fetch its memory.",
+	.notes = "One switchover is received; the command ends when all of the memory is here.\n",
+	.options = receive_options,
+	.run = run,
+};

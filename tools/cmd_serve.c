@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Serve the pages of files, or of a stopped process. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/net.h"
+#include "pageserver/server.h"
+#include "pageserver/source.h"
+#include "tools/isolation.h"
+#include "tools/job.h"
+#include "tools/json.h"
+#include "tools/mappings.h"
+
+#define LOOK_MS 100 /* how often the counters are read */
+
+static const struct option_def serve_options[] = {
+	{.name = "file",
+	 .arg = "PATH",
+	 .help = "file with the pages: memory shared through a file, or a snapshot; several make "
+		 "several regions, in this order",
+	 .kind = OPTION_TEXTS,
+	 OPTION_AT(files)},
+	{.name = "pid",
+	 .arg = "PID",
+	 .help = "stopped process whose memory has the pages",
+	 .kind = OPTION_PID,
+	 OPTION_AT(pid)},
+	{.name = "match",
+	 .arg = "TEXT",
+	 .help = "which of its mappings: part of the name, or 0xSTART[-0xEND], as in "
+		 "/proc/PID/maps; may be given several times",
+	 .kind = OPTION_TEXTS,
+	 OPTION_AT(matches)},
+	{.name = "listen",
+	 .arg = "ADDR",
+	 .help = "address to serve on; port 0 lets the kernel choose one, which is printed",
+	 .kind = OPTION_ADDR_LISTEN,
+	 .required = true,
+	 OPTION_AT(listen)},
+	OPTION_MAX_RATE,
+	{.name = "max-sessions",
+	 .arg = "N",
+	 .help = "targets at a time, 1 to 1024 (default: 64)",
+	 .kind = OPTION_COUNT,
+	 .max = 1024,
+	 OPTION_AT(max_sessions)},
+	{.name = "once",
+	 .help = "end when the first target has everything (default: serve on)",
+	 .kind = OPTION_FLAG,
+	 OPTION_AT(once)},
+	OPTION_CONTROL,
+	OPTIONS_COMMON,
+};
+
+static int check(const struct options *o, struct ferry_failure *f)
+{
+	if (o->files.n && (o->pid || o->matches.n))
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--file and --pid exclude each other; give one of the two");
+	if (!o->files.n && !o->pid && !o->matches.n)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "there is nothing to serve; add --file PATH, or --pid PID "
+				  "--match TEXT");
+	if (o->pid && !o->matches.n)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--match is missing; add --match TEXT (part of a name in "
+				  "/proc/%d/maps)",
+				  (int)o->pid);
+	if (o->matches.n && !o->pid)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--pid is missing; add --pid PID (whose mappings --match means)");
+	return 0;
+}
+
+struct serve {
+	struct job job;
+	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
+	uint32_t n_sources;
+	uint64_t ram_bytes;
+	struct ferry_server *server; /* owned */
+	int listen_fd;		     /* owned */
+	uint32_t n_completed;	     /* as told so far */
+};
+
+static int open_files(struct serve *s, const struct options *o, struct ferry_failure *f)
+{
+	for (uint32_t i = 0; i < o->files.n; i++) {
+		int rc = ferry_source_open_path(&s->sources[i], o->files.v[i], f);
+
+		if (rc < 0) {
+			ferry_fail_prefix(f, "--file %.200s", o->files.v[i]);
+			return rc;
+		}
+		s->n_sources++;
+	}
+	return 0;
+}
+
+static int open_process(struct serve *s, const struct options *o, struct ferry_failure *f)
+{
+	struct mappings found;
+	int rc = mappings_select(o->pid, &o->matches, &found, f);
+
+	if (rc < 0)
+		return rc;
+	for (uint32_t i = 0; i < found.n; i++) {
+		const struct ferry_mapping *m = &found.v[i];
+		char name[FERRY_MAX_REGION_NAME];
+
+		mapping_region_name(m, name, sizeof(name));
+		rc = ferry_source_open_process(&s->sources[i], name, o->pid, m->start.v, m->len,
+					       m->page_bytes, f);
+		if (rc < 0)
+			return rc;
+		s->n_sources++;
+	}
+	return 0;
+}
+
+static int open_server(struct serve *s, const struct options *o, struct ferry_failure *f)
+{
+	struct ferry_server_config config = {
+		.sources = s->sources,
+		.n_sources = s->n_sources,
+		.max_sessions = o->max_sessions,
+		.max_bytes_per_second = o->max_rate,
+		.log = &s->job.report.log,
+	};
+	int rc = ferry_server_new(&s->server, &config, f);
+
+	if (rc < 0)
+		return rc;
+	rc = ferry_server_listen(s->server, TAKE_FD(s->listen_fd));
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "cannot serve on that address");
+	return ferry_server_start(s->server, f);
+}
+
+static int start(struct serve *s, const struct options *o, struct ferry_failure *f)
+{
+	struct ferry_addr local;
+	int rc = job_open(&s->job, "serve", o, f);
+
+	if (rc < 0)
+		return rc;
+	report_stage(&s->job.report, "open");
+	rc = o->pid ? open_process(s, o, f) : open_files(s, o, f);
+	if (rc < 0)
+		return rc;
+	for (uint32_t i = 0; i < s->n_sources; i++) {
+		const struct ferry_region_desc *d = ferry_source_desc(s->sources[i]);
+
+		s->ram_bytes += d->n_pages * d->page_bytes;
+		ferry_info(&s->job.report.log, "region %u: '%s', %" PRIu64 " pages of %u bytes", i,
+			   d->name, d->n_pages, d->page_bytes);
+	}
+	s->listen_fd = ferry_net_listen(&o->listen.addr, f);
+	if (s->listen_fd < 0)
+		return s->listen_fd;
+	rc = ferry_net_local(s->listen_fd, &o->listen.addr, &local);
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "the address that is listened on");
+	/* Files are open; memory of a process is read with process_vm_readv to the end. */
+	rc = isolation_enter(o->pid ? ISOLATION_PTRACE : ISOLATION_NOTHING, f);
+	if (rc < 0)
+		return rc;
+	rc = open_server(s, o, f);
+	if (rc < 0)
+		return rc;
+	rc = job_start(&s->job, f);
+	if (rc < 0)
+		return rc;
+	report_listening(&s->job.report, &local);
+	report_stage(&s->job.report, "serve");
+	return 0;
+}
+
+/* Tell of the sessions that were completed since. */
+static void tell_completed(struct serve *s, const struct ferry_server_stats *stats)
+{
+	while (s->n_completed < stats->n_completed) {
+		json_t *o = json_object();
+		char text[64];
+
+		s->n_completed++;
+		json_put_count(o, "n", s->n_completed);
+		snprintf(text, sizeof(text), "session %u is complete", s->n_completed);
+		report_event(&s->job.report, "session-completed", o, text);
+	}
+}
+
+static json_t *summary_json(const struct serve *s, const struct ferry_server_stats *stats,
+			    uint64_t total_ns)
+{
+	json_t *o = json_object();
+
+	json_put_count(o, "ram_bytes", s->ram_bytes);
+	json_put_all(o, json_server(stats));
+	json_put(o, "total_ms", json_ms(total_ns));
+	return o;
+}
+
+/* How it ended: @f tells why, when it isn't the way it should. */
+static int finish(struct serve *s, const struct ferry_failure *f, int status)
+{
+	uint64_t total_ns = ferry_now_ns() - s->job.report.start_ns;
+	struct ferry_server_stats stats;
+	char text[SUMMARY_MAX];
+
+	ferry_server_stop(s->server);
+	ferry_server_stats(s->server, &stats);
+	tell_completed(s, &stats);
+	summary_server(&stats, s->ram_bytes, total_ns, 0, text, sizeof(text));
+	if (status == EXIT_DONE)
+		return report_completed(&s->job.report, summary_json(s, &stats, total_ns), text);
+	return report_failed(&s->job.report, f, status, summary_json(s, &stats, total_ns), text);
+}
+
+static int stopped(struct serve *s, const struct options *o)
+{
+	struct ferry_server_stats stats;
+	struct ferry_failure f = {0};
+
+	ferry_server_stats(s->server, &stats);
+	if (stats.n_sessions) {
+		ferry_fail(&f, FERRY_LINK, -ECANCELED,
+			   "stopped while %u target%s not complete and wait%s for pages; serve the "
+			   "same memory on the same address again",
+			   stats.n_sessions, stats.n_sessions == 1 ? " is" : "s are",
+			   stats.n_sessions == 1 ? "s" : "");
+		return finish(s, &f, EXIT_WAITS);
+	}
+	if (o->once && !stats.n_completed) {
+		ferry_fail(&f, FERRY_REFUSE, -ECANCELED, "stopped before any target was complete");
+		return finish(s, &f, EXIT_FAILED);
+	}
+	return finish(s, &f, EXIT_DONE);
+}
+
+static void tell_failed(struct serve *s, const struct ferry_failure *f)
+{
+	json_t *o = json_object();
+
+	json_put(o, "error", json_text(f->text));
+	json_put(o, "consequence", json_text(ferry_consequence_name(f->consequence)));
+	report_event(&s->job.report, "session-failed", o, f->text);
+}
+
+static int serve(struct serve *s, const struct options *o)
+{
+	for (;;) {
+		struct ferry_failure f = {0};
+		struct ferry_server_stats stats;
+		int event = ferry_server_wait(s->server, LOOK_MS, s->job.stop_fd, &f);
+
+		if (event == -ECANCELED)
+			return stopped(s, o);
+		if (event < 0) {
+			ferry_fail_errno(&f, FERRY_LINK, event, "waiting for targets");
+			return finish(s, &f, EXIT_FAILED);
+		}
+		if (event == FERRY_SERVER_LINK_LOST)
+			report_link_lost(&s->job.report, f.text);
+		if (event == FERRY_SERVER_FAILED) {
+			if (o->once)
+				return finish(s, &f,
+					      f.consequence == FERRY_LOST ? EXIT_LOST
+									  : EXIT_FAILED);
+			tell_failed(s, &f);
+		}
+		ferry_server_stats(s->server, &stats);
+		report_server(&s->job.report, &stats);
+		tell_completed(s, &stats);
+		if (o->once && event == FERRY_SERVER_COMPLETED)
+			return finish(s, &f, EXIT_DONE);
+	}
+}
+
+static int run(const struct options *o)
+{
+	struct serve s = {.listen_fd = -1};
+	struct ferry_failure f = {0};
+	int status;
+
+	if (start(&s, o, &f) < 0)
+		status = report_failed(&s.job.report, &f, EXIT_FAILED, NULL, NULL);
+	else
+		status = serve(&s, o);
+	ferry_server_free(s.server);
+	for (uint32_t i = 0; i < s.n_sources; i++)
+		ferry_source_free(s.sources[i]);
+	ferry_close(s.listen_fd);
+	job_close(&s.job);
+	return status;
+}
+
+const struct command cmd_serve = {
+	.name = "serve",
+	.synopsis = "(--file PATH... | --pid PID --match TEXT...) --listen ADDR [OPTION...]",
+	.summary = "Serve the pages of files, or of a stopped process, to targets that attach.",
+	.options = serve_options,
+	.check = check,
+	.run = run,
+};

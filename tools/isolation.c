@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/isolation.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <sys/capability.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/util.h"
+
+#define NICE_LIMIT 40 /* any priority: the limit is 20 - nice */
+
+static const struct {
+	unsigned int need;
+	cap_value_t cap;
+} kept[] = {
+	{ISOLATION_PTRACE, CAP_SYS_PTRACE},
+	{ISOLATION_PROC, CAP_DAC_READ_SEARCH},
+	{ISOLATION_SECCOMP, CAP_SYS_ADMIN},
+	{ISOLATION_SOCKET, CAP_DAC_OVERRIDE},
+};
+
+static bool is_needed(unsigned int needs, cap_value_t cap)
+{
+	for (size_t i = 0; i < FERRY_ARRAY_SIZE(kept); i++) {
+		if (kept[i].cap == cap)
+			return needs & kept[i].need;
+	}
+	return false;
+}
+
+static bool has(cap_t caps, cap_value_t cap, cap_flag_t flag)
+{
+	cap_flag_value_t value = CAP_CLEAR;
+
+	return !cap_get_flag(caps, cap, flag, &value) && value == CAP_SET;
+}
+
+/* Takes CAP_SETPCAP; without it, PR_SET_NO_NEW_PRIVS does the same by itself. */
+static void drop_bounds(unsigned int needs)
+{
+	for (cap_value_t cap = 0; cap < cap_max_bits(); cap++) {
+		if (!is_needed(needs, cap))
+			cap_drop_bound(cap);
+	}
+}
+
+int isolation_narrow(unsigned int needs, struct ferry_failure *f)
+{
+	cap_t now = cap_get_proc(), then = cap_init();
+	int rc = 0;
+
+	if (!now || !then) {
+		rc = -ENOMEM;
+		goto out;
+	}
+	for (size_t i = 0; i < FERRY_ARRAY_SIZE(kept); i++) {
+		cap_value_t cap = kept[i].cap;
+
+		if (!(needs & kept[i].need) || !has(now, cap, CAP_PERMITTED))
+			continue;
+		cap_set_flag(then, CAP_PERMITTED, 1, &cap, CAP_SET);
+		cap_set_flag(then, CAP_EFFECTIVE, 1, &cap, CAP_SET);
+	}
+	drop_bounds(needs);
+	cap_reset_ambient();
+	if (cap_set_proc(then) < 0)
+		rc = -errno;
+out:
+	cap_free(now);
+	cap_free(then);
+	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "cannot give up capabilities") : 0;
+}
+
+/* As high as we may: to what there is no limit of, or else to what the administrator allows. */
+static void raise_limit(__rlimit_resource_t resource, rlim_t wanted)
+{
+	struct rlimit limit = {wanted, wanted};
+
+	if (!setrlimit(resource, &limit) || getrlimit(resource, &limit) < 0)
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(resource, &limit);
+}
+
+int isolation_enter(unsigned int needs, struct ferry_failure *f)
+{
+	raise_limit(RLIMIT_MEMLOCK, RLIM_INFINITY);
+	raise_limit(RLIMIT_NICE, NICE_LIMIT);
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "PR_SET_NO_NEW_PRIVS");
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "PR_SET_DUMPABLE");
+	return isolation_narrow(needs, f);
+}
+
+/* Asked with the capabilities that override permissions out of effect for a moment. */
+unsigned int isolation_need_of_socket(const char *path)
+{
+	cap_value_t override[] = {CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH};
+	cap_t before = cap_get_proc(), asking = before ? cap_dup(before) : NULL;
+	unsigned int need = ISOLATION_NOTHING;
+
+	if (asking && !cap_set_flag(asking, CAP_EFFECTIVE, 2, override, CAP_CLEAR) &&
+	    !cap_set_proc(asking)) {
+		if (faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) < 0 && errno == EACCES)
+			need = ISOLATION_SOCKET;
+		if (cap_set_proc(before) < 0)
+			need = ISOLATION_NOTHING;
+	}
+	cap_free(asking);
+	cap_free(before);
+	return need;
+}
+
+static bool has_filter(pid_t pid, const char *thread)
+{
+	_cleanup_fclose_ FILE *file = NULL;
+	char path[300], line[200];
+	int mode = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%s/status", (int)pid, thread);
+	file = fopen(path, "re");
+	while (file && fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "Seccomp: %d", &mode) == 1)
+			break;
+	}
+	return mode;
+}
+
+unsigned int isolation_need_of_process(pid_t pid)
+{
+	unsigned int needs = ISOLATION_PTRACE | ISOLATION_PROC;
+	struct dirent *e;
+	char path[64];
+	DIR *tasks;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	tasks = opendir(path);
+	while (tasks && (e = readdir(tasks))) {
+		if (e->d_name[0] != '.' && has_filter(pid, e->d_name))
+			needs |= ISOLATION_SECCOMP;
+	}
+	if (tasks)
+		closedir(tasks);
+	return needs;
+}

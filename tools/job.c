@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/job.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "tools/stop.h"
+
+static json_t *answer_status(void *ctx, const json_t *request)
+{
+	struct job *j = ctx;
+
+	(void)request;
+	return report_status(&j->report);
+}
+
+static const struct control_request control_requests[] = {
+	{"status", answer_status},
+	{NULL, NULL},
+};
+
+int job_open(struct job *j, const char *command, const struct options *o, struct ferry_failure *f)
+{
+	struct control_config config = {
+		.path = o->control,
+		.command = command,
+		.requests = control_requests,
+		.ctx = j,
+		.log = &j->report.log,
+	};
+
+	j->control = NULL;
+	report_init(&j->report, command, o);
+	j->stop_fd = stop_open(f);
+	if (j->stop_fd < 0)
+		return j->stop_fd;
+	j->report.stop_fd = j->stop_fd;
+	return control_open(&j->control, &config, f);
+}
+
+int job_start(struct job *j, struct ferry_failure *f)
+{
+	return control_start(j->control, f);
+}
+
+void job_close(struct job *j)
+{
+	control_free(j->control);
+	ferry_close(j->stop_fd);
+	report_fini(&j->report);
+}
+
+static void append(char *out, size_t size, const char *text)
+{
+	size_t len = strlen(out);
+
+	snprintf(out + len, size - len, "%s", text);
+}
+
+static void begin(uint64_t ram_bytes, uint64_t total_ns, uint64_t downtime_ns, char *out,
+		  size_t size)
+{
+	char ram[FIGURE_MAX], total[FIGURE_MAX], line[160];
+
+	snprintf(out, size, "%s in %s", format_bytes(ram_bytes, ram),
+		 format_duration(total_ns, total));
+	if (downtime_ns) {
+		snprintf(line, sizeof(line), ", of which the guest stood still for %s",
+			 format_duration(downtime_ns, total));
+		append(out, size, line);
+	}
+	append(out, size, "\n");
+}
+
+void summary_target(const struct ferry_target_stats *s, uint64_t ram_bytes, uint64_t total_ns,
+		    uint64_t downtime_ns, char *out, size_t size)
+{
+	const struct ferry_histogram *h = &s->fault_ns;
+	char wire[FIGURE_MAX], p50[FIGURE_MAX], p99[FIGURE_MAX], p999[FIGURE_MAX], max[FIGURE_MAX];
+	char line[400];
+
+	begin(ram_bytes, total_ns, downtime_ns, out, size);
+	snprintf(line, sizeof(line),
+		 "pages: %" PRIu64 ", of which %" PRIu64 " urgent, %" PRIu64 " pushed, %" PRIu64
+		 " zero; received %s; resumes: %u\n",
+		 s->pages_total, s->pages_urgent, s->pages_pushed, s->pages_zero,
+		 format_bytes(s->wire_bytes, wire), s->resumes);
+	append(out, size, line);
+	snprintf(line, sizeof(line), "faults: %" PRIu64 ", of which %" PRIu64 " went to the source",
+		 s->faults, h->n);
+	append(out, size, line);
+	if (h->n) {
+		snprintf(line, sizeof(line), ": p50 %s, p99 %s, p99.9 %s, max %s",
+			 format_duration(ferry_histogram_percentile(h, 500), p50),
+			 format_duration(ferry_histogram_percentile(h, 990), p99),
+			 format_duration(ferry_histogram_percentile(h, 999), p999),
+			 format_duration(h->max_ns, max));
+		append(out, size, line);
+	}
+	append(out, size, "\n");
+}
+
+void summary_server(const struct ferry_server_stats *s, uint64_t ram_bytes, uint64_t total_ns,
+		    uint64_t downtime_ns, char *out, size_t size)
+{
+	char wire[FIGURE_MAX], line[400];
+
+	begin(ram_bytes, total_ns, downtime_ns, out, size);
+	snprintf(line, sizeof(line),
+		 "pages sent: %" PRIu64 " urgent, %" PRIu64 " pushed, %" PRIu64
+		 " zero; sent %s; sessions: %u, completed: %u; resumes: %u\n",
+		 s->pages_urgent, s->pages_pushed, s->pages_zero, format_bytes(s->wire_bytes, wire),
+		 s->n_sessions_ever, s->n_completed, s->resumes);
+	append(out, size, line);
+}

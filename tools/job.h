@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What every command that runs for long has: a report, a wish to stop, a control socket. */
+#ifndef FERRY_TOOLS_JOB_H
+#define FERRY_TOOLS_JOB_H
+
+#include "tools/command.h"
+#include "tools/control.h"
+#include "tools/report.h"
+
+struct job {
+	struct report report;
+	struct control *control; /* owned; NULL when it couldn't be had */
+	int stop_fd;		 /* owned; readable when the user wants an end */
+};
+
+/**
+ * job_open() - with the privileges that the user has, and before any thread
+ * Errors: negative errno in @f; job_close() is due all the same.
+ */
+int job_open(struct job *j, const char *command, const struct options *o, struct ferry_failure *f);
+
+/* Answer 'pageferry status' from now on: starts a thread. */
+int job_start(struct job *j, struct ferry_failure *f);
+
+void job_close(struct job *j);
+
+/* Room for summary_*(): figures for people, some lines. */
+#define SUMMARY_MAX 1024
+
+/* @downtime_ns: 0 for none */
+void summary_target(const struct ferry_target_stats *s, uint64_t ram_bytes, uint64_t total_ns,
+		    uint64_t downtime_ns, char *out, size_t size);
+void summary_server(const struct ferry_server_stats *s, uint64_t ram_bytes, uint64_t total_ns,
+		    uint64_t downtime_ns, char *out, size_t size);
+
+#endif

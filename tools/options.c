@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_OPTIONS  32
+#define LONG_BASE    256 /* getopt's value of the first option; letters are below */
+#define HELP_INDENT  22
+#define HELP_COLUMNS 80
+
+int options_parse_size(const char *text, uint64_t *out)
+{
+	unsigned long long v;
+	unsigned int shift;
+	char *end;
+
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	errno = 0;
+	v = strtoull(text, &end, 10);
+	if (errno)
+		return -ERANGE;
+	switch (*end) {
+	case '\0':
+		shift = 0;
+		break;
+	case 'k':
+	case 'K':
+		shift = 10;
+		break;
+	case 'm':
+	case 'M':
+		shift = 20;
+		break;
+	case 'g':
+	case 'G':
+		shift = 30;
+		break;
+	default:
+		return -EINVAL;
+	}
+	if (*end && end[1])
+		return -EINVAL;
+	if (v > UINT64_MAX >> shift)
+		return -ERANGE;
+	*out = (uint64_t)v << shift;
+	return 0;
+}
+
+static int parse_number(const char *text, uint32_t max, uint32_t *out)
+{
+	unsigned long v;
+	char *end;
+
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	errno = 0;
+	v = strtoul(text, &end, 10);
+	if (errno || *end || !v || v > max)
+		return -EINVAL;
+	*out = (uint32_t)v;
+	return 0;
+}
+
+static int set_addr(const struct option_def *d, const char *text, struct option_addr *to,
+		    struct ferry_failure *f)
+{
+	int rc = ferry_addr_parse(&to->addr, text, f);
+
+	if (rc < 0) {
+		ferry_fail_prefix(f, "--%s", d->name);
+		return rc;
+	}
+	if (d->kind == OPTION_ADDR_DIAL && !to->addr.is_unix &&
+	    (!to->addr.host[0] || !strcmp(to->addr.port, "0")))
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--%s: '%s' has no %s; give the one that the other side "
+				  "listens on",
+				  d->name, text, to->addr.host[0] ? "port" : "host");
+	to->given = true;
+	return 0;
+}
+
+static int set_texts(const struct option_def *d, const char *text, struct option_texts *to,
+		     struct ferry_failure *f)
+{
+	if (to->n == FERRY_ARRAY_SIZE(to->v))
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--%s was given more than %zu times; use fewer regions", d->name,
+				  FERRY_ARRAY_SIZE(to->v));
+	to->v[to->n++] = text;
+	return 0;
+}
+
+static int set_value(const struct option_def *d, const char *text, struct options *o,
+		     struct ferry_failure *f)
+{
+	void *at = (char *)o + d->offset;
+	uint32_t n;
+
+	if (d->arg && !*text)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "--%s is empty; give --%s %s", d->name,
+				  d->name, d->arg);
+	switch (d->kind) {
+	case OPTION_FLAG:
+		*(bool *)at = true;
+		return 0;
+	case OPTION_TEXT:
+		*(const char **)at = text;
+		return 0;
+	case OPTION_TEXTS:
+		return set_texts(d, text, at, f);
+	case OPTION_PID:
+		if (parse_number(text, INT_MAX, &n) < 0)
+			return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+					  "--%s: '%s' is no process; give its number", d->name,
+					  text);
+		*(pid_t *)at = (pid_t)n;
+		return 0;
+	case OPTION_COUNT:
+		if (parse_number(text, d->max, at) < 0)
+			return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+					  "--%s: '%s' is not possible; give a number from 1 to %u",
+					  d->name, text, d->max);
+		return 0;
+	case OPTION_RATE:
+		if (options_parse_size(text, at) < 0)
+			return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+					  "--%s: '%s' is no rate; give bytes a second, as 1000000, "
+					  "512K, 100M or 1G",
+					  d->name, text);
+		return 0;
+	case OPTION_ADDR_LISTEN:
+	case OPTION_ADDR_DIAL:
+		return set_addr(d, text, at, f);
+	}
+	return 0;
+}
+
+/* What getopt_long() wants to know, made from our table. */
+struct parser {
+	struct option longs[MAX_OPTIONS + 1];
+	char letters[2 * MAX_OPTIONS + 2];
+	int n;
+};
+
+static void parser_init(struct parser *p, const struct option_def *defs)
+{
+	char *letter = p->letters;
+
+	*letter++ = ':'; /* tell a missing argument from an unknown option */
+	for (p->n = 0; defs[p->n].name && p->n < MAX_OPTIONS; p->n++) {
+		const struct option_def *d = &defs[p->n];
+
+		p->longs[p->n] = (struct option){
+			.name = d->name,
+			.has_arg = d->arg ? required_argument : no_argument,
+			.val = LONG_BASE + p->n,
+		};
+		if (!d->letter)
+			continue;
+		*letter++ = d->letter;
+		if (d->arg)
+			*letter++ = ':';
+	}
+	p->longs[p->n] = (struct option){0};
+	*letter = '\0';
+}
+
+static const struct option_def *find(const struct option_def *defs, int value)
+{
+	if (value >= LONG_BASE)
+		return &defs[value - LONG_BASE];
+	for (const struct option_def *d = defs; d->name; d++) {
+		if (d->letter && d->letter == value)
+			return d;
+	}
+	return NULL;
+}
+
+static int fail_getopt(const struct option_def *defs, int c, char **argv, struct ferry_failure *f)
+{
+	const struct option_def *d = optopt ? find(defs, optopt) : NULL;
+
+	if (c == ':' && d)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "--%s needs an argument: --%s %s",
+				  d->name, d->name, d->arg);
+	if (d)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--%s takes no argument; write it without one", d->name);
+	if (optopt)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "unknown option '-%c'; --help lists what there is", optopt);
+	return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+			  "unknown option '%.100s'; --help lists what there is", argv[optind - 1]);
+}
+
+static int check_required(const struct option_def *defs, const bool *seen, struct ferry_failure *f)
+{
+	for (int i = 0; defs[i].name; i++) {
+		if (defs[i].required && !seen[i])
+			return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+					  "--%s is missing; add --%s %s (%s)", defs[i].name,
+					  defs[i].name, defs[i].arg, defs[i].help);
+	}
+	return 0;
+}
+
+int options_parse(const struct option_def *defs, int argc, char **argv, struct options *out,
+		  struct ferry_failure *f)
+{
+	bool seen[MAX_OPTIONS] = {false};
+	struct options o = {0};
+	struct parser p;
+	int c, rc;
+
+	parser_init(&p, defs);
+	opterr = 0;
+	optind = 1;
+	while ((c = getopt_long(argc, argv, p.letters, p.longs, NULL)) != -1) {
+		const struct option_def *d;
+
+		if (c == '?' || c == ':')
+			return fail_getopt(defs, c, argv, f);
+		d = find(defs, c);
+		if (seen[d - defs] && d->kind != OPTION_TEXTS && d->kind != OPTION_FLAG)
+			return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+					  "--%s was given twice; give it once", d->name);
+		seen[d - defs] = true;
+		rc = set_value(d, optarg, &o, f);
+		if (rc < 0)
+			return rc;
+		if (o.help || o.version) {
+			*out = o;
+			return 0;
+		}
+	}
+	if (optind < argc)
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"'%.100s' is no option; options begin with '--', and --help lists "
+			"them",
+			argv[optind]);
+	rc = check_required(defs, seen, f);
+	if (rc < 0)
+		return rc;
+	*out = o;
+	return 0;
+}
+
+/* Words of @text from column @HELP_INDENT on, the first line begun already. */
+static void print_wrapped(const char *text, FILE *to)
+{
+	size_t column = HELP_INDENT;
+
+	while (*text) {
+		size_t len = strcspn(text, " ");
+
+		if (column > HELP_INDENT && column + len >= HELP_COLUMNS) {
+			fprintf(to, "\n%*s", HELP_INDENT, "");
+			column = HELP_INDENT;
+		}
+		fprintf(to, "%.*s", (int)len, text);
+		text += len;
+		column += len + 1;
+		if (*text) {
+			text++;
+			if (column + strcspn(text, " ") < HELP_COLUMNS)
+				fputc(' ', to);
+		}
+	}
+	fputc('\n', to);
+}
+
+void options_print(const struct option_def *defs, FILE *to)
+{
+	for (const struct option_def *d = defs; d->name; d++) {
+		char head[80];
+		int len = snprintf(head, sizeof(head), "  %c%c%s--%s%s%s", d->letter ? '-' : ' ',
+				   d->letter ? d->letter : ' ', d->letter ? ", " : "  ", d->name,
+				   d->arg ? " " : "", d->arg ? d->arg : "");
+
+		fputs(head, to);
+		if (len + 2 > HELP_INDENT) {
+			fputc('\n', to);
+			len = 0;
+		}
+		fprintf(to, "%*s", HELP_INDENT - len, "");
+		print_wrapped(d->help, to);
+	}
+}

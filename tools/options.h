@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Options: one table a command says what it takes; parsing, --help and the errors come from it.
+ * All commands share one struct that the values go to.
+ */
+#ifndef FERRY_TOOLS_OPTIONS_H
+#define FERRY_TOOLS_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/types.h>
+
+#include "base/addr.h"
+#include "base/error.h"
+#include "base/util.h"
+#include "protocol/limits.h"
+
+/* An option that may be given several times. */
+struct option_texts {
+	const char *v[FERRY_MAX_REGIONS]; /* borrowed from argv */
+	uint32_t n;
+};
+
+struct option_addr {
+	bool given;
+	struct ferry_addr addr;
+};
+
+/* Zero (NULL, false) is "not given" for all of them. Texts are borrowed from argv. */
+struct options {
+	bool help, version, json, verbose;
+	bool once, postcopy, resume;
+	pid_t pid;
+	uint32_t n_bulk, max_sessions;
+	uint64_t max_rate; /* bytes a second */
+	const char *qmp, *control;
+	struct option_texts files, matches;
+	struct option_addr listen, from, to;
+};
+
+enum option_kind {
+	OPTION_FLAG,	    /* bool */
+	OPTION_TEXT,	    /* const char * */
+	OPTION_TEXTS,	    /* struct option_texts; may be given several times */
+	OPTION_PID,	    /* pid_t, from 1 on */
+	OPTION_COUNT,	    /* uint32_t, from 1 to ->max */
+	OPTION_RATE,	    /* uint64_t; digits, then nothing or K, M or G (1024 each) */
+	OPTION_ADDR_LISTEN, /* struct option_addr */
+	OPTION_ADDR_DIAL,   /* struct option_addr; host and port must be there */
+};
+
+struct option_def {
+	const char *name;
+	char letter;	  /* 0 for none */
+	const char *arg;  /* what --help calls its argument; NULL for a flag */
+	const char *help; /* with its default and unit */
+	enum option_kind kind;
+	bool required;
+	uint32_t max;
+	size_t offset; /* in struct options */
+};
+
+#define OPTION_AT(member) .offset = offsetof(struct options, member)
+
+/* What every command has, and every command that runs for long; they go into its table. */
+#define OPTIONS_COMMON                                                                             \
+	{.name = "json",                                                                           \
+	 .help = "print one JSON object a line on standard output",                                \
+	 .kind = OPTION_FLAG,                                                                      \
+	 OPTION_AT(json)},                                                                         \
+		{.name = "verbose",                                                                \
+		 .letter = 'v',                                                                    \
+		 .help = "say more on standard error",                                             \
+		 .kind = OPTION_FLAG,                                                              \
+		 OPTION_AT(verbose)},                                                              \
+		{.name = "help",                                                                   \
+		 .letter = 'h',                                                                    \
+		 .help = "print this and end",                                                     \
+		 .kind = OPTION_FLAG,                                                              \
+		 OPTION_AT(help)},                                                                 \
+		{.name = "version",                                                                \
+		 .letter = 'V',                                                                    \
+		 .help = "print the version and end",                                              \
+		 .kind = OPTION_FLAG,                                                              \
+		 OPTION_AT(version)},                                                              \
+	{                                                                                          \
+		.name = NULL                                                                       \
+	}
+
+#define OPTION_CONTROL                                                                             \
+	{                                                                                          \
+		.name = "control", .arg = "SOCK",                                                  \
+		.help = "path of the UNIX socket that 'pageferry status' asks (default: "          \
+			"COMMAND-PID.sock in $XDG_RUNTIME_DIR/pageferry, for root in "             \
+			"/run/pageferry)",                                                         \
+		.kind = OPTION_TEXT, OPTION_AT(control)                                            \
+	}
+
+#define OPTION_BULK                                                                                \
+	{                                                                                          \
+		.name = "bulk", .arg = "N", .help = "bulk connections, 1 to 16 (default: 1)",      \
+		.kind = OPTION_COUNT, .max = FERRY_MAX_BULK, OPTION_AT(n_bulk)                     \
+	}
+
+#define OPTION_MAX_RATE                                                                            \
+	{                                                                                          \
+		.name = "max-rate", .arg = "BYTES/S",                                              \
+		.help = "limit of the pre-push in bytes a second, with K, M or G for KiB, MiB or " \
+			"GiB; "                                                                    \
+			"pages that are waited for may exceed it (default: 0, no limit)",          \
+		.kind = OPTION_RATE, OPTION_AT(max_rate)                                           \
+	}
+
+/**
+ * options_parse() - read a command's arguments
+ * @argv: its first entry is the command's name; may be reordered
+ * Ends early, successful, when --help or --version was met.
+ * Errors: -EINVAL; one line that says what to do in @f. @out is written on success only.
+ */
+int options_parse(const struct option_def *defs, int argc, char **argv, struct options *out,
+		  struct ferry_failure *f);
+
+/* The part of --help that lists @defs. */
+void options_print(const struct option_def *defs, FILE *to);
+
+/* Digits with an optional K, M or G. Errors: -EINVAL, -ERANGE. */
+int options_parse_size(const char *text, uint64_t *out);
+
+#endif
