@@ -6,7 +6,7 @@
                                                   are the vectors what this makes, and do the numbers
                                                   and bytes in docs/protocol.md agree? (a test)
     generate.py --proto PROTO --write VECTORS     write them
-    generate.py --proto PROTO --corpus DIR        one binary file a vector, for fuzzing
+    generate.py --proto PROTO --corpus DIR        seeds for tests/fuzz, in a folder a target
 
 The text form is described at its own top.
 """
@@ -362,6 +362,26 @@ def add_incomplete(v):
     v.add("payload_cut_short", "incomplete", "3 of 4 bytes", header(33, 0, 4) + b"QEV")
 
 
+def fuzz_seeds(vectors):
+    """The vectors as inputs of tests/fuzz/fuzz_TARGET.c: (target, name, bytes)."""
+    source_sends = {TYPE[n] for n in (
+        "Layout", "Released", "PageRun", "PushDone", "Prepare", "Stopped", "DeviceState",
+        "DeviceStateEnd", "Commit")}
+    for name, _, _, data in vectors:
+        raw = data.raw()
+        if len(raw) > 1 << 16:
+            continue
+        type_ = raw[4]
+        role = 3 if type_ >= 30 else 0 if type_ < 20 else 1 if type_ == 20 else 2
+        how = (1 if type_ in source_sends else 0) | role << 1 | (8 if type_ > 3 else 0) | 12 << 4
+        yield "stream", name, raw + bytes([how])
+        # Unchanged handshakes, and then the vector.
+        yield "connection", name, bytes([how & 7, 0]) + raw
+    for i, at in enumerate((4, 5, 6, 17, 19, 21, 30, 39, 41, 49, 51, 53)):
+        yield "connection", f"changed_hello_{i}", bytes([i, 1, at, 3])
+        yield "connection", f"changed_welcome_{i}", bytes([i, 0x10, at, 3])
+
+
 def load_pb(proto, tmp):
     subprocess.run(["protoc", f"--proto_path={os.path.dirname(os.path.abspath(proto))}",
                     f"--python_out={tmp}", os.path.basename(proto)], check=True)
@@ -395,6 +415,7 @@ def main():
     what.add_argument("--write", metavar="FILE")
     what.add_argument("--corpus", metavar="DIR")
     parser.add_argument("--doc", metavar="PAGE")
+    parser.add_argument("--stamp", metavar="FILE", help="made when the corpus is there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         v = Vectors(load_pb(args.proto, tmp))
@@ -417,11 +438,12 @@ def main():
             return 1
         print(f"{len(names)} vectors are as Python's protobuf encodes them")
     else:
-        os.makedirs(args.corpus, exist_ok=True)
-        for name, _, _, data in v.all:
-            if len(data) <= 1 << 16:
-                with open(os.path.join(args.corpus, name), "wb") as f:
-                    f.write(data.raw())
+        for target, name, data in fuzz_seeds(v.all):
+            os.makedirs(os.path.join(args.corpus, target), exist_ok=True)
+            with open(os.path.join(args.corpus, target, name), "wb") as f:
+                f.write(data)
+        if args.stamp:
+            open(args.stamp, "w", encoding="ascii").close()
     return 0
 
 
