@@ -29,9 +29,10 @@ struct ferry_probe_item {
  * Items: userfaultfd by system call, by /dev/userfaultfd, kernel-mode faults, MISSING on anonymous
  * and on shared memory, hugetlb (pool and registering), events REMOVE/UNMAP/REMAP, THREAD_ID,
  * EXACT_ADDRESS, COPY into another process, MINOR+CONTINUE, WP_ASYNC+PAGEMAP_SCAN, POISON, MOVE,
- * attaching (ptrace to a child of ours, yama's scope), pidfd_getfd, process_vm_readv, io_uring,
- * /dev/kvm, locked-memory limit where it matters.
- * Each is tested by use, not by mask, in a child of ours where it could do harm.
+ * attaching (to a child of ours), yama's scope, suspending seccomp filters, pidfd_getfd,
+ * process_vm_readv, io_uring, /dev/kvm, and how much memory can be locked.
+ * Each is tested by use, not by mask, in a child of ours with a time limit. Takes some 200 ms.
+ * Context: any thread of a process that doesn't mind to be forked.
  * @out: room for FERRY_PROBE_MAX items
  * Return: how many items were written.
  */
