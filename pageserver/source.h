@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where the pages come from: a file (shared memory or a snapshot), a stopped process, memory of ours. */
+/*
+ * Where the pages come from: a file (shared memory or a snapshot), a stopped process, memory of ours.
+ *
+ * Two things are easily got wrong, and decide how each kind reads:
+ *  - A hole of a shared-memory file is filled by whoever reads it through a mapping: then the
+ *    source grows while it is served. So holes are learned by _next_data, which reads nothing, and
+ *    nobody asks for their bytes.
+ *  - A mapped file that is truncated by someone else answers our reads with SIGBUS. System calls
+ *    get an error instead. So our own code looks at a mapping only when the file can't shrink.
+ */
 #ifndef FERRY_PAGESERVER_SOURCE_H
 #define FERRY_PAGESERVER_SOURCE_H
 
@@ -18,7 +27,8 @@ struct ferry_source;
  * ferry_source_open_fd() - a region that is a file, or part of one
  * @fd: a memfd, a file on tmpfs or hugetlbfs, or a snapshot file; given (closed by _free, and on error)
  * @name: what the target matches; @offset, @bytes: multiples of @page_bytes
- * The file is mapped shared and read-only: pages are sent from the mapping without a copy.
+ * A memfd that is sealed against shrinking, and huge pages, are mapped shared and read-only, and sent
+ * from the mapping without a copy; anything else is read into scratch memory, see above.
  * Errors: -EINVAL, -ENODEV, ... (REFUSE) with what to change in @f.
  */
 int ferry_source_open_fd(struct ferry_source **out, const char *name, int fd, uint64_t offset,
@@ -32,13 +42,15 @@ int ferry_source_open_path(struct ferry_source **out, const char *path, struct f
  * ferry_source_open_process() - memory of another process, by process_vm_readv
  * @start, @bytes: the range in @pid; the process must be stopped (state T, or frozen), so that what
  * is sent does not change: -EBUSY otherwise, with how to stop it in @f.
- * A page that was never touched is found by /proc/PID/pagemap and is a hole.
+ * A page that was never touched is found by /proc/PID/pagemap and is a hole. A shared mapping is
+ * opened as the file that it is, where /proc/PID/map_files allows it.
  */
 int ferry_source_open_process(struct ferry_source **out, const char *name, pid_t pid,
 			      uint64_t start, uint64_t bytes, uint32_t page_bytes,
 			      struct ferry_failure *f);
 
-/* Memory of this process: borrowed until _free. */
+/* Memory of this process: borrowed until _free. Its holes are known where it is private and anonymous;
+ * for a shared file, use ferry_source_open_fd(). */
 int ferry_source_open_memory(struct ferry_source **out, const char *name, const void *start,
 			     uint64_t bytes, uint32_t page_bytes, struct ferry_failure *f);
 
@@ -47,10 +59,15 @@ void ferry_source_free(struct ferry_source *s);
 /* Name, size and page size; ->id is 0, the owner numbers its regions. */
 const struct ferry_region_desc *ferry_source_desc(const struct ferry_source *s);
 
+/* Does ferry_source_pages() copy into scratch memory? */
+bool ferry_source_copies(const struct ferry_source *s);
+
 /**
  * ferry_source_pages() - the bytes of a run of pages
- * @scratch: @n_pages pages of room, used by sources that can't give a pointer into a mapping
- * @data:    where the bytes are: in the source's mapping (valid until _free) or in @scratch
+ * @scratch: @n_pages pages of room when ferry_source_copies(), else not used
+ * @data:    where the bytes are: in the source's mapping (valid until _free) or in @scratch. For the
+ *           kernel to read (sendmsg(2) says EFAULT where a mapping has lost its file); to look at
+ *           them, ask ferry_source_is_zero().
  * Context: any thread.
  * Errors: -ESRCH, -EIO, -EFAULT (LOST): the page can't be had any more. A file that was truncated
  *         under us is -EIO, not a signal.
@@ -59,11 +76,18 @@ int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_p
 		       void *scratch, const void **data);
 
 /**
+ * ferry_source_is_zero() - is every byte of a page zero?
+ * @data: the page's bytes, as ferry_source_pages() gave them
+ * Return: 0, 1, or an error as above.
+ */
+int ferry_source_is_zero(struct ferry_source *s, uint64_t page, const void *data);
+
+/**
  * ferry_source_next_data() - walk over holes without reading them
  * @from: page index; @first, @end: the next run of pages that may hold data at or after @from; both
  *        n_pages when only holes follow
- * Called once the memory no longer changes. Errors: negative errno; a source that knows no holes
- * reports everything as data.
+ * Called once the memory no longer changes. A source that knows no holes reports everything as data.
+ * Errors: as above; also when the file is shorter than it was.
  */
 int ferry_source_next_data(struct ferry_source *s, uint64_t from, uint64_t *first, uint64_t *end);
 

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+
+#include "base/cleanup.h"
+#include "base/net.h"
+#include "pageserver/server_internal.h"
+
+#define RING_ENTRIES 256
+#define ACCEPT_BATCH 16
+
+static int init_ring(struct io_uring *ring)
+{
+	/* One thread submits and reaps: the kernel then runs completions in our own wait, which is
+	 * the shortest way for an answer. Kernels before 6.1 take the plain ring. */
+	int rc = io_uring_queue_init(RING_ENTRIES, ring,
+				     IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+					     IORING_SETUP_R_DISABLED);
+
+	return rc == -EINVAL ? io_uring_queue_init(RING_ENTRIES, ring, IORING_SETUP_R_DISABLED)
+			     : rc;
+}
+
+int ferry_loop_init(struct ferry_server *s, struct ferry_failure *f)
+{
+	int rc = init_ring(&s->ring);
+
+	if (rc == -ENOSYS || rc == -EPERM)
+		return ferry_fail(f, FERRY_REFUSE, -ENOSYS,
+				  "io_uring is not available: %s; allow it (sysctl "
+				  "kernel.io_uring_disabled=0, the container's seccomp profile)",
+				  strerror(-rc));
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "io_uring_queue_init");
+	return 0;
+}
+
+void ferry_loop_fini(struct ferry_server *s)
+{
+	io_uring_queue_exit(&s->ring);
+}
+
+void ferry_loop_wake(struct ferry_server *s)
+{
+	eventfd_write(s->wake_fd, 1);
+}
+
+struct io_uring_sqe *ferry_loop_sqe(struct ferry_server *s)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&s->ring);
+
+	/* A full queue is emptied by submitting it: what is submitted does not stay in it. */
+	while (!sqe) {
+		io_uring_submit(&s->ring);
+		sqe = io_uring_get_sqe(&s->ring);
+	}
+	return sqe;
+}
+
+static void wake_done(struct ferry_server *s, struct ferry_op *op, int res)
+{
+	eventfd_t n;
+
+	(void)op;
+	(void)res;
+	eventfd_read(s->wake_fd, &n);
+	s->wake_armed = false;
+	s->woken = true;
+}
+
+/* A peer that connects and says nothing must not keep others out: the oldest of too many goes. */
+static void limit_handshakes(struct ferry_server *s)
+{
+	struct ferry_conn *oldest = NULL;
+	uint32_t n = 0;
+
+	for (struct ferry_conn *c = s->conns; c; c = c->next) {
+		if (c->stage == CONN_CLOSED || c->peer)
+			continue;
+		n++;
+		oldest = c;
+	}
+	if (n > MAX_HANDSHAKES)
+		ferry_conn_close(oldest);
+}
+
+static void listener_done(struct ferry_server *s, struct ferry_op *op, int res)
+{
+	struct ferry_listener *l = FERRY_CONTAINER(op, struct ferry_listener, op);
+
+	l->armed = false;
+	for (int i = 0; res >= 0 && i < ACCEPT_BATCH; i++) {
+		struct ferry_conn *c;
+		int fd = ferry_net_accept(l->fd);
+
+		if (fd == -ECONNABORTED)
+			continue;
+		if (fd < 0) {
+			if (fd == -EAGAIN)
+				return;
+			/* Out of descriptors or memory: again at the next tick, not at once. */
+			ferry_warn(s->log, "accept: %s", strerror(-fd));
+			l->paused = true;
+			return;
+		}
+		if (ferry_conn_new(s, fd, NULL, 0, &c) < 0)
+			continue;
+		limit_handshakes(s);
+	}
+}
+
+static void arm_poll(struct ferry_server *s, struct ferry_op *op, int fd)
+{
+	struct io_uring_sqe *sqe = ferry_loop_sqe(s);
+
+	io_uring_prep_poll_add(sqe, fd, POLLIN);
+	io_uring_sqe_set_data(sqe, op);
+}
+
+static void arm(struct ferry_server *s)
+{
+	if (!s->wake_armed) {
+		s->wake_op.done = wake_done;
+		arm_poll(s, &s->wake_op, s->wake_fd);
+		s->wake_armed = true;
+	}
+	for (uint32_t i = 0; i < s->n_listeners; i++) {
+		struct ferry_listener *l = &s->listeners[i];
+
+		if (l->armed || l->paused)
+			continue;
+		l->op.done = listener_done;
+		arm_poll(s, &l->op, l->fd);
+		l->armed = true;
+	}
+}
+
+static bool is_paused(const struct ferry_server *s)
+{
+	for (uint32_t i = 0; i < s->n_listeners; i++)
+		if (s->listeners[i].paused)
+			return true;
+	return false;
+}
+
+static int wait_and_dispatch(struct ferry_server *s)
+{
+	struct __kernel_timespec tick = {.tv_nsec = TICK_NS};
+	/* With nobody there, nothing has to happen at any time. */
+	bool timed = s->conns || s->peers || is_paused(s);
+	struct io_uring_cqe *cqe;
+	unsigned int head, n = 0;
+	int rc = io_uring_submit_and_wait_timeout(&s->ring, &cqe, 1, timed ? &tick : NULL, NULL);
+
+	if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EBUSY && rc != -EAGAIN)
+		return rc;
+	io_uring_for_each_cqe(&s->ring, head, cqe)
+	{
+		struct ferry_op *op = io_uring_cqe_get_data(cqe);
+
+		if (op)
+			op->done(s, op, cqe->res);
+		n++;
+	}
+	io_uring_cq_advance(&s->ring, n);
+	return 0;
+}
+
+static void on_wake(struct ferry_server *s)
+{
+	ferry_dialers_take(s);
+	ferry_peer_sweep(s, ferry_now_ns());
+	/* The server may have begun to serve. */
+	for (struct ferry_conn *c = s->conns; c; c = c->next)
+		if (c->urgent)
+			ferry_conn_flush(c);
+	for (struct ferry_peer *p = s->peers; p; p = p->next)
+		ferry_peer_try_push(p);
+}
+
+static void on_tick(struct ferry_server *s, uint64_t now)
+{
+	struct ferry_conn *next;
+
+	for (uint32_t i = 0; i < s->n_listeners; i++)
+		s->listeners[i].paused = false;
+	for (struct ferry_conn *c = s->conns; c; c = next) {
+		next = c->next;
+		ferry_conn_tick(c, now);
+	}
+	ferry_peer_sweep(s, now);
+}
+
+static void close_everything(struct ferry_server *s)
+{
+	ferry_peer_close_all(s);
+	for (struct ferry_conn *c = s->conns; c; c = c->next)
+		ferry_conn_close(c);
+}
+
+void *ferry_loop_run(void *server)
+{
+	struct ferry_server *s = server;
+	int rc;
+
+	/* liburing 2.3 forgot to export its function for this. The ring belongs to this thread. */
+	syscall(SYS_io_uring_register, s->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+	for (;;) {
+		uint64_t now;
+
+		if (atomic_load(&s->stopping)) {
+			close_everything(s);
+			ferry_peer_sweep(s, ferry_now_ns());
+		}
+		if (s->any_closed)
+			ferry_conn_sweep(s);
+		if (atomic_load(&s->stopping) && !s->conns && !s->peers)
+			return NULL;
+		arm(s);
+		rc = wait_and_dispatch(s);
+		if (rc < 0)
+			break;
+		if (s->woken) {
+			s->woken = false;
+			on_wake(s);
+		}
+		now = ferry_now_ns();
+		if (now - s->tick_ns >= TICK_NS) {
+			s->tick_ns = now;
+			on_tick(s, now);
+		}
+	}
+	ferry_error(s->log, "page server: io_uring: %s", strerror(-rc));
+	ferry_server_post(s, FERRY_SERVER_FAILED, FERRY_LINK, rc, "the page server's io_uring broke");
+	return NULL;
+}

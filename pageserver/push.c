@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The push thread of a session: holes first, then runs in push order, until all is sent.
+ *
+ *  1. For each bulk connection (lane) whose last frames have left, cut up to LANE_PIECES pieces and
+ *     encode their headers; one sendmsg takes them all.
+ *  2. When no lane takes more, wait until one does, or for the stop request.
+ *  3. At the end every lane gets a PushDone.
+ *
+ * The rate is kept by a token bucket, which urgent answers are charged to as well: they don't wait,
+ * but the push then does. The thread has a lower priority than the loop's, and a small stack;
+ * nothing is allocated once it runs. Sources that copy have room in each lane, in the size of a
+ * processor's cache.
+ *
+ * Failure modes: a socket's error ends it (the loop mostly sees it first and stops it); so does a
+ * page that can't be had.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+
+#include "base/cleanup.h"
+#include "base/net.h"
+#include "pageserver/server_internal.h"
+
+#define PUSH_BYTES  (256 * FERRY_KIB) /* of one sendmsg */
+#define LANE_PIECES 32
+#define STACK_BYTES (128 * FERRY_KIB)
+#define NICE	    5
+/* A limited push goes out in about this many sendmsg a second, to leave the link free between. */
+#define PACED_SENDS 200
+#define MIN_PACED   (16u * FERRY_KIB)
+
+struct lane {
+	int fd; /* the connection's */
+	struct iovec iov[2 * LANE_PIECES];
+	struct iovec *next; /* to be sent */
+	size_t n_iov;
+	struct ferry_run first; /* of what is being sent */
+	bool told_done;
+	struct ferry_scratch scratch;
+	uint8_t headers[LANE_PIECES][FERRY_PAGE_RUN_BYTES];
+};
+
+struct ferry_push {
+	struct ferry_server *server;
+	struct ferry_session *session; /* borrowed; outlives the thread */
+	pthread_t thread;
+	int stop_fd; /* owned; eventfd */
+	atomic_bool stop, ended;
+	_Atomic uint64_t rate, charged;
+	int result;
+	struct ferry_run failed;
+
+	bool no_more_holes;
+	struct ferry_cut cut;
+	int64_t tokens; /* bytes that may be sent now */
+	uint64_t tokens_ns;
+	uint32_t n_lanes;
+	struct lane lanes[];
+};
+
+/* --- rate --------------------------------------------------------------------------------- */
+
+static uint32_t paced_bytes(uint64_t rate)
+{
+	uint64_t bytes = rate / PACED_SENDS;
+
+	if (!rate || bytes > PUSH_BYTES)
+		return PUSH_BYTES;
+	return bytes < MIN_PACED ? MIN_PACED : (uint32_t)bytes;
+}
+
+/* Waits until the bucket allows for more. Errors: -ECANCELED. */
+static int pace(struct ferry_push *p)
+{
+	for (;;) {
+		uint64_t rate = atomic_load_explicit(&p->rate, memory_order_relaxed);
+		uint64_t now = ferry_now_ns(), elapsed = now - p->tokens_ns;
+		int64_t most = paced_bytes(rate), wait_ms;
+		int rc;
+
+		p->tokens_ns = now;
+		p->tokens -= (int64_t)atomic_exchange(&p->charged, 0);
+		if (!rate) {
+			p->tokens = 0;
+			return 0;
+		}
+		elapsed = FERRY_MIN(elapsed, FERRY_NS_PER_S);
+		p->tokens += (int64_t)((double)rate * (double)elapsed / (double)FERRY_NS_PER_S);
+		p->tokens = FERRY_MIN(p->tokens, most);
+		if (p->tokens > 0)
+			return 0;
+		wait_ms = (int64_t)((double)-p->tokens * 1000.0 / (double)rate) + 1;
+		rc = ferry_net_wait(p->stop_fd, POLLIN, (int)FERRY_MIN(wait_ms, (int64_t)100), -1);
+		if (rc != -ETIMEDOUT)
+			return -ECANCELED;
+	}
+}
+
+/* --- a lane's next frames ----------------------------------------------------------------- */
+
+static bool next_run(struct ferry_push *p, uint32_t max_bytes)
+{
+	struct ferry_run run;
+
+	if (!p->no_more_holes && !ferry_session_next_hole(p->session, &run))
+		p->no_more_holes = true;
+	if (p->no_more_holes && !ferry_session_next_run(p->session, max_bytes, &run))
+		return false;
+	p->cut = (struct ferry_cut){.rest = run};
+	return true;
+}
+
+static size_t put(struct lane *l, uint32_t i, const struct ferry_message *m, const void *data)
+{
+	int n = ferry_message_encode(m, l->headers[i], FERRY_PAGE_RUN_BYTES);
+
+	l->iov[l->n_iov++] = (struct iovec){l->headers[i], (size_t)n};
+	if (m->payload_bytes)
+		l->iov[l->n_iov++] = (struct iovec){(void *)data, m->payload_bytes};
+	return (size_t)n + m->payload_bytes;
+}
+
+/* Return: bytes, or a negative error. */
+static ssize_t put_piece(struct ferry_push *p, struct lane *l, uint32_t i, uint32_t max_bytes)
+{
+	struct ferry_message m = {.type = FERRY_FRAME_PAGE_RUN};
+	const struct ferry_region_desc *regions = p->server->pages.layout.regions;
+	struct ferry_counters *n = &p->server->n;
+	const void *data;
+	int rc = ferry_session_cut(p->session, &p->cut, max_bytes, &l->scratch, &m.run, &data);
+
+	if (rc < 0) {
+		p->failed = p->cut.rest;
+		return rc;
+	}
+	if (rc == FERRY_CUT_FULL)
+		return 0;
+	if (data)
+		m.payload_bytes = m.run.run.n_pages * regions[m.run.run.region].page_bytes;
+	atomic_fetch_add_explicit(data ? &n->pages_pushed : &n->pages_zero, m.run.run.n_pages,
+				  memory_order_relaxed);
+	if (!i)
+		l->first = m.run.run;
+	return (ssize_t)put(l, i, &m, data);
+}
+
+static int fill(struct ferry_push *p, struct lane *l)
+{
+	uint32_t max_bytes = paced_bytes(atomic_load_explicit(&p->rate, memory_order_relaxed));
+	struct ferry_message done = {.type = FERRY_FRAME_PUSH_DONE};
+	size_t bytes = 0;
+	uint32_t i;
+	int rc = pace(p);
+
+	if (rc < 0)
+		return rc;
+	l->next = l->iov;
+	l->n_iov = 0;
+	l->scratch.used = 0;
+	p->cut.n_have = 0; /* those bytes may be in another lane's scratch memory */
+	for (i = 0; i < LANE_PIECES && bytes < max_bytes; i++) {
+		ssize_t n;
+
+		if (!p->cut.rest.n_pages && !next_run(p, max_bytes))
+			break;
+		n = put_piece(p, l, i, max_bytes);
+		if (n < 0)
+			return (int)n;
+		if (!n)
+			break;
+		bytes += (size_t)n;
+	}
+	p->tokens -= (int64_t)bytes;
+	if (!i) {
+		put(l, 0, &done, NULL);
+		l->told_done = true;
+	}
+	return 0;
+}
+
+/* --- sending ------------------------------------------------------------------------------ */
+
+/* Return: 0 when all of it left, -EAGAIN when not, or another negative error. */
+static int send_lane(struct ferry_push *p, struct lane *l)
+{
+	while (l->n_iov) {
+		struct msghdr msg = {.msg_iov = l->next, .msg_iovlen = l->n_iov};
+		ssize_t n = sendmsg(l->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EFAULT)
+			p->failed = l->first;
+		if (n < 0)
+			return -errno;
+		atomic_fetch_add_explicit(&p->server->n.wire_bytes, (uint64_t)n,
+					  memory_order_relaxed);
+		while (l->n_iov && (size_t)n >= l->next->iov_len) {
+			n -= (ssize_t)l->next->iov_len;
+			l->next++;
+			l->n_iov--;
+		}
+		if (l->n_iov) {
+			l->next->iov_base = (uint8_t *)l->next->iov_base + n;
+			l->next->iov_len -= (size_t)n;
+		}
+	}
+	return 0;
+}
+
+/* Waits until a lane that has something to send takes it. */
+static int wait_writable(struct ferry_push *p)
+{
+	struct pollfd fds[FERRY_MAX_BULK + 1] = {{.fd = p->stop_fd, .events = POLLIN}};
+	nfds_t n = 1;
+
+	for (uint32_t i = 0; i < p->n_lanes; i++)
+		if (p->lanes[i].n_iov)
+			fds[n++] = (struct pollfd){.fd = p->lanes[i].fd, .events = POLLOUT};
+	while (poll(fds, n, -1) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return 0;
+}
+
+static int run(struct ferry_push *p)
+{
+	for (;;) {
+		bool moved = false, busy = false;
+
+		for (uint32_t i = 0; i < p->n_lanes; i++) {
+			struct lane *l = &p->lanes[i];
+			int rc = 0;
+
+			if (atomic_load_explicit(&p->stop, memory_order_relaxed))
+				return -ECANCELED;
+			if (!l->n_iov && !l->told_done)
+				rc = fill(p, l);
+			if (rc < 0)
+				return rc;
+			if (!l->n_iov)
+				continue;
+			busy = true;
+			rc = send_lane(p, l);
+			if (rc < 0 && rc != -EAGAIN)
+				return rc;
+			moved |= !rc;
+		}
+		if (!busy)
+			return 0;
+		if (!moved) {
+			int rc = wait_writable(p);
+
+			if (rc < 0)
+				return rc;
+		}
+	}
+}
+
+static void *push_main(void *arg)
+{
+	struct ferry_push *p = arg;
+	/* Not ours any more once it has ended. */
+	struct ferry_server *s = p->server;
+
+	/* Best effort: an urgent answer's processor time goes before ours. */
+	setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
+	p->result = run(p);
+	atomic_store(&p->ended, true);
+	ferry_loop_wake(s);
+	return NULL;
+}
+
+/* --- life --------------------------------------------------------------------------------- */
+
+static void free_push(struct ferry_push *p)
+{
+	for (uint32_t i = 0; i < p->n_lanes; i++)
+		free(p->lanes[i].scratch.data);
+	ferry_close(p->stop_fd);
+	free(p);
+}
+
+static int init_lanes(struct ferry_push *p, const struct ferry_peer *peer)
+{
+	for (uint32_t i = 0; i < FERRY_MAX_BULK; i++) {
+		size_t size = p->server->scratch_page_bytes;
+		struct lane *l;
+
+		if (!peer->bulk[i])
+			continue;
+		l = &p->lanes[p->n_lanes++];
+		l->fd = peer->bulk[i]->fd;
+		if (!size)
+			continue;
+		l->scratch.size = FERRY_MAX(size, (size_t)PUSH_BYTES);
+		l->scratch.data = aligned_alloc(FERRY_PAGE_SIZE_DEFAULT, l->scratch.size);
+		if (!l->scratch.data)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static int start_thread(struct ferry_push *p)
+{
+	pthread_attr_t attr;
+	int rc;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK_BYTES);
+	rc = pthread_create(&p->thread, &attr, push_main, p);
+	pthread_attr_destroy(&attr);
+	/* Thread-local memory of a sanitizer may not fit such a stack. */
+	if (rc == EINVAL)
+		rc = pthread_create(&p->thread, NULL, push_main, p);
+	return -rc;
+}
+
+int ferry_push_start(struct ferry_peer *peer)
+{
+	struct ferry_push *p =
+		calloc(1, sizeof(*p) + peer->n_bulk * sizeof(p->lanes[0]));
+	int rc;
+
+	if (!p)
+		return -ENOMEM;
+	p->server = peer->server;
+	p->session = peer->session;
+	p->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	p->tokens_ns = ferry_now_ns();
+	atomic_init(&p->rate, peer->push_rate);
+	rc = p->stop_fd < 0 ? -errno : init_lanes(p, peer);
+	if (!rc)
+		rc = start_thread(p);
+	if (rc < 0) {
+		free_push(p);
+		return rc;
+	}
+	for (uint32_t i = 0; i < FERRY_MAX_BULK; i++)
+		if (peer->bulk[i])
+			peer->bulk[i]->push_busy = true;
+	peer->push = p;
+	return 0;
+}
+
+void ferry_push_set_rate(struct ferry_push *p, uint64_t bytes_per_second)
+{
+	atomic_store_explicit(&p->rate, bytes_per_second, memory_order_relaxed);
+}
+
+void ferry_push_charge(struct ferry_push *p, uint64_t bytes)
+{
+	atomic_fetch_add_explicit(&p->charged, bytes, memory_order_relaxed);
+}
+
+void ferry_push_stop(struct ferry_push *p)
+{
+	atomic_store_explicit(&p->stop, true, memory_order_relaxed);
+	eventfd_write(p->stop_fd, 1);
+}
+
+bool ferry_push_has_ended(const struct ferry_push *p)
+{
+	return atomic_load(&p->ended);
+}
+
+bool ferry_push_writes_to(const struct ferry_push *p, int fd)
+{
+	for (uint32_t i = 0; i < p->n_lanes; i++)
+		if (p->lanes[i].fd == fd)
+			return true;
+	return false;
+}
+
+int ferry_push_end(struct ferry_push *p, struct ferry_run *failed)
+{
+	int rc;
+
+	pthread_join(p->thread, NULL);
+	rc = p->result;
+	*failed = p->failed;
+	free_push(p);
+	return rc;
+}

@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pageserver/server.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "base/cleanup.h"
+#include "base/net.h"
+#include "pageserver/server_internal.h"
+
+/* --- the sources, as sessions see them ---------------------------------------------------- */
+
+static bool pages_copies(void *ctx, uint32_t region)
+{
+	const struct ferry_server *s = ctx;
+
+	return ferry_source_copies(s->config.sources[region]);
+}
+
+static int pages_get(void *ctx, const struct ferry_run *run, void *scratch, const void **data)
+{
+	const struct ferry_server *s = ctx;
+
+	return ferry_source_pages(s->config.sources[run->region], run->first_page, run->n_pages,
+				  scratch, data);
+}
+
+static int pages_is_zero(void *ctx, uint32_t region, uint64_t page, const void *data)
+{
+	const struct ferry_server *s = ctx;
+
+	return ferry_source_is_zero(s->config.sources[region], page, data);
+}
+
+static int make_layout(struct ferry_server *s, struct ferry_failure *f)
+{
+	struct ferry_layout *l = &s->pages.layout;
+	struct ferry_message m = {.type = FERRY_FRAME_LAYOUT};
+	uint8_t out[CONN_OUT_BYTES];
+
+	for (uint32_t i = 0; i < s->config.n_sources; i++) {
+		const struct ferry_source *source = s->config.sources[i];
+
+		l->regions[i] = *ferry_source_desc(source);
+		l->regions[i].id = i;
+		for (uint32_t j = 0; j < i; j++)
+			if (!strcmp(l->regions[j].name, l->regions[i].name))
+				return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+						  "two regions are named '%s'; give each another "
+						  "name",
+						  l->regions[i].name);
+		if (ferry_source_copies(source))
+			s->scratch_page_bytes = FERRY_MAX(s->scratch_page_bytes,
+							  (size_t)l->regions[i].page_bytes);
+	}
+	l->n_regions = s->config.n_sources;
+	m.layout = *l;
+	if (ferry_message_encode(&m, out, sizeof(out) - CONN_REPLY_BYTES) < 0)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "the regions' names are too long");
+	return 0;
+}
+
+static int check_config(const struct ferry_server_config *c, struct ferry_failure *f)
+{
+	if (!c->n_sources || c->n_sources > FERRY_MAX_REGIONS)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "%u page sources; 1 to %d are possible", c->n_sources,
+				  FERRY_MAX_REGIONS);
+	if (c->state_bytes > FERRY_MAX_STATE_BYTES)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "%u bytes of state; at most %u are possible", c->state_bytes,
+				  FERRY_MAX_STATE_BYTES);
+	return 0;
+}
+
+/* --- life --------------------------------------------------------------------------------- */
+
+static int init(struct ferry_server *s, struct ferry_failure *f)
+{
+	int rc = make_layout(s, f);
+
+	if (rc < 0)
+		return rc;
+	s->pages.ctx = s;
+	s->pages.copies = pages_copies;
+	s->pages.get = pages_get;
+	s->pages.is_zero = pages_is_zero;
+	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	s->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->wake_fd < 0 || s->stop_fd < 0 || s->event_fd < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "eventfd");
+	if (ferry_pages_init(&s->pages) < 0 || ferry_arena_init(&s->arena) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "page server");
+	return ferry_loop_init(s, f);
+}
+
+static void fini(struct ferry_server *s)
+{
+	ferry_arena_fini(&s->arena);
+	ferry_pages_fini(&s->pages);
+	ferry_close(s->wake_fd);
+	ferry_close(s->stop_fd);
+	ferry_close(s->event_fd);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
+
+int ferry_server_new(struct ferry_server **out, const struct ferry_server_config *config,
+		     struct ferry_failure *f)
+{
+	struct ferry_server *s;
+	int rc = check_config(config, f);
+
+	if (rc < 0)
+		return rc;
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "page server");
+	s->config = *config;
+	if (!s->config.max_sessions)
+		s->config.max_sessions = MAX_SESSIONS;
+	s->log = config->log;
+	s->wake_fd = s->stop_fd = s->event_fd = -1;
+	pthread_mutex_init(&s->lock, NULL);
+	rc = init(s, f);
+	if (rc < 0) {
+		fini(s);
+		return rc;
+	}
+	*out = s;
+	return 0;
+}
+
+int ferry_server_listen(struct ferry_server *s, int listen_fd)
+{
+	if (s->n_listeners == MAX_LISTENERS) {
+		ferry_close(listen_fd);
+		return -ENOSPC;
+	}
+	s->listeners[s->n_listeners++].fd = listen_fd;
+	return 0;
+}
+
+void ferry_server_hold(struct ferry_server *s)
+{
+	s->held = true;
+}
+
+static int find_data(struct ferry_server *s, uint32_t region, struct ferry_failure *f)
+{
+	uint64_t n_pages = s->pages.layout.regions[region].n_pages, first, end = 0;
+
+	while (end < n_pages) {
+		int rc = ferry_source_next_data(s->config.sources[region], end, &first, &end);
+
+		if (rc < 0)
+			return ferry_fail_errno(f, FERRY_REFUSE, rc, "region '%s'",
+						s->pages.layout.regions[region].name);
+		ferry_bitmap_set_range(&s->pages.data[region], first, end - first);
+	}
+	return 0;
+}
+
+int ferry_server_serve(struct ferry_server *s, struct ferry_failure *f)
+{
+	if (atomic_load(&s->serving))
+		return 0;
+	for (uint32_t i = 0; i < s->config.n_sources; i++) {
+		int rc = find_data(s, i, f);
+
+		if (rc < 0)
+			return rc;
+	}
+	atomic_store_explicit(&s->serving, true, memory_order_release);
+	ferry_loop_wake(s);
+	return 0;
+}
+
+int ferry_server_start(struct ferry_server *s, struct ferry_failure *f)
+{
+	int rc;
+
+	if (s->running)
+		return 0;
+	rc = s->held ? 0 : ferry_server_serve(s, f);
+	if (rc < 0)
+		return rc;
+	rc = pthread_create(&s->thread, NULL, ferry_loop_run, s);
+	if (rc)
+		return ferry_fail_errno(f, FERRY_REFUSE, -rc, "cannot start a thread");
+	s->running = true;
+	return 0;
+}
+
+void ferry_server_stop(struct ferry_server *s)
+{
+	if (!s->running)
+		return;
+	ferry_dialers_stop(s);
+	atomic_store(&s->stopping, true);
+	ferry_loop_wake(s);
+	pthread_join(s->thread, NULL);
+	s->running = false;
+}
+
+void ferry_server_free(struct ferry_server *s)
+{
+	if (!s)
+		return;
+	ferry_server_stop(s);
+	ferry_dialers_free(s);
+	ferry_loop_fini(s);
+	for (uint32_t i = 0; i < s->n_listeners; i++)
+		ferry_close(s->listeners[i].fd);
+	fini(s);
+}
+
+/* --- what the owner gets to know ---------------------------------------------------------- */
+
+void ferry_server_stats(const struct ferry_server *server, struct ferry_server_stats *out)
+{
+	struct ferry_server *s = (struct ferry_server *)server; /* for the lock */
+
+	*out = (struct ferry_server_stats){
+		.n_sessions = atomic_load(&s->n.n_sessions),
+		.n_sessions_ever = atomic_load(&s->n.n_sessions_ever),
+		.n_completed = atomic_load(&s->n.n_completed),
+		.pages_urgent = atomic_load(&s->n.pages_urgent),
+		.pages_pushed = atomic_load(&s->n.pages_pushed),
+		.pages_zero = atomic_load(&s->n.pages_zero),
+		.wire_bytes = atomic_load(&s->n.wire_bytes),
+		.requests = atomic_load(&s->n.requests),
+		.resumes = atomic_load(&s->n.resumes),
+	};
+	pthread_mutex_lock(&s->lock);
+	out->pages_total = s->latest_total;
+	out->pages_sent = s->latest_sent;
+	if (s->latest)
+		ferry_session_progress(s->latest->session, &out->pages_total, &out->pages_sent);
+	pthread_mutex_unlock(&s->lock);
+}
+
+void ferry_server_post(struct ferry_server *s, enum ferry_server_event event,
+		       enum ferry_consequence c, int err, const char *text)
+{
+	struct ferry_event *e;
+
+	pthread_mutex_lock(&s->lock);
+	if (s->n_events == N_EVENTS) {
+		/* Nobody listens; the oldest news is the least worth. */
+		s->first_event = (s->first_event + 1) % N_EVENTS;
+		s->n_events--;
+	}
+	e = &s->events[(s->first_event + s->n_events++) % N_EVENTS];
+	e->event = event;
+	e->failure = (struct ferry_failure){.consequence = c, .err = err};
+	snprintf(e->failure.text, sizeof(e->failure.text), "%s", text);
+	eventfd_write(s->event_fd, 1);
+	pthread_mutex_unlock(&s->lock);
+}
+
+static bool take_event(struct ferry_server *s, struct ferry_event *out)
+{
+	bool any;
+
+	pthread_mutex_lock(&s->lock);
+	any = s->n_events;
+	if (any) {
+		*out = s->events[s->first_event];
+		s->first_event = (s->first_event + 1) % N_EVENTS;
+		s->n_events--;
+	} else {
+		eventfd_t n;
+
+		eventfd_read(s->event_fd, &n);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return any;
+}
+
+int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd,
+		      struct ferry_failure *f)
+{
+	uint64_t end = ferry_now_ns() + (uint64_t)timeout_ms * FERRY_NS_PER_MS;
+	struct ferry_event e;
+
+	for (;;) {
+		int left = timeout_ms, rc;
+
+		if (take_event(s, &e)) {
+			if (e.failure.err && f)
+				*f = e.failure;
+			return (int)e.event;
+		}
+		if (timeout_ms >= 0) {
+			uint64_t now = ferry_now_ns();
+
+			left = now >= end ? 0 : (int)((end - now + FERRY_NS_PER_MS - 1) / FERRY_NS_PER_MS);
+		}
+		rc = ferry_net_wait(s->event_fd, POLLIN, left, stop_fd);
+		if (rc == -ETIMEDOUT)
+			return FERRY_SERVER_NOTHING;
+		if (rc < 0)
+			return rc;
+	}
+}

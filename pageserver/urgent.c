@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "pageserver/server_internal.h"
+
+/* Runs that wait to be answered. A request of the largest size always fits when another one has
+ * been half answered. */
+#define N_WAITING 1024u
+
+/* Of one submission. More would make a newer request wait for longer than it must. */
+#define URGENT_PIECES 64
+#define URGENT_BYTES  (1u * FERRY_MIB)
+#define SCRATCH_BYTES (64 * FERRY_KIB)
+
+struct waiting {
+	uint64_t request_id, received_ns;
+	struct ferry_run run;
+};
+
+struct ferry_urgent {
+	struct waiting ring[N_WAITING];
+	uint32_t head, tail; /* taken, added */
+	struct ferry_cut cut; /* of the run at head, once begun */
+	struct ferry_run first;
+
+	uint8_t headers[URGENT_PIECES][FERRY_PAGE_RUN_BYTES];
+	struct iovec iov[2 * URGENT_PIECES];
+	struct ferry_scratch scratch;
+};
+
+int ferry_urgent_new(struct ferry_urgent **out, struct ferry_server *s)
+{
+	struct ferry_urgent *u = calloc(1, sizeof(*u));
+
+	if (!u)
+		return -ENOMEM;
+	if (s->scratch_page_bytes) {
+		u->scratch.size = FERRY_MAX((size_t)SCRATCH_BYTES, s->scratch_page_bytes);
+		u->scratch.data = aligned_alloc(FERRY_PAGE_SIZE_DEFAULT, u->scratch.size);
+		if (!u->scratch.data) {
+			free(u);
+			return -ENOMEM;
+		}
+	}
+	*out = u;
+	return 0;
+}
+
+void ferry_urgent_free(struct ferry_urgent *u)
+{
+	if (!u)
+		return;
+	free(u->scratch.data);
+	free(u);
+}
+
+bool ferry_urgent_has_room(const struct ferry_urgent *u)
+{
+	return N_WAITING - (u->tail - u->head) >= FERRY_MAX_REQUEST_RUNS;
+}
+
+void ferry_urgent_add(struct ferry_urgent *u, const struct ferry_page_request *r,
+		      uint64_t received_ns)
+{
+	for (uint32_t i = 0; i < r->n_runs; i++)
+		u->ring[u->tail++ % N_WAITING] = (struct waiting){
+			.request_id = r->request_id, .received_ns = received_ns, .run = r->runs[i]};
+}
+
+struct ferry_run ferry_urgent_first(const struct ferry_urgent *u)
+{
+	return u->first;
+}
+
+/* Encodes one piece and points at its bytes. Return: bytes to send. */
+static size_t put_piece(struct ferry_urgent *u, uint32_t i, size_t *n_iov,
+			const struct ferry_page_run *piece, const void *data, uint32_t data_bytes)
+{
+	struct ferry_message m = {.type = FERRY_FRAME_PAGE_RUN,
+				  .run = *piece,
+				  .payload_bytes = data_bytes};
+	int n = ferry_message_encode(&m, u->headers[i], FERRY_PAGE_RUN_BYTES);
+
+	u->iov[(*n_iov)++] = (struct iovec){u->headers[i], (size_t)n};
+	if (data_bytes)
+		u->iov[(*n_iov)++] = (struct iovec){(void *)data, data_bytes};
+	return (size_t)n + data_bytes;
+}
+
+static void count(struct ferry_server *s, const struct ferry_page_run *piece)
+{
+	atomic_fetch_add_explicit(piece->encoding == FERRY_ENCODING_ZERO ? &s->n.pages_zero
+									  : &s->n.pages_urgent,
+				  piece->run.n_pages, memory_order_relaxed);
+}
+
+int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
+		      struct ferry_run *failed)
+{
+	struct ferry_urgent *u = c->urgent;
+	struct ferry_server *s = c->server;
+	bool times = c->proto.features & FERRY_FEATURE_SOURCE_TIMES;
+	uint64_t now = 0;
+	size_t bytes = 0;
+
+	*iov = u->iov;
+	*n_iov = 0;
+	if (u->head == u->tail || !atomic_load_explicit(&s->serving, memory_order_acquire))
+		return 0;
+	u->scratch.used = 0;
+	u->cut.n_have = 0; /* its bytes were in the scratch memory that is used again now */
+	for (uint32_t i = 0; i < URGENT_PIECES && bytes < URGENT_BYTES && u->head != u->tail;) {
+		const struct waiting *w = &u->ring[u->head % N_WAITING];
+		struct ferry_page_run piece;
+		const void *data;
+		int rc;
+
+		if (!u->cut.rest.n_pages)
+			u->cut = (struct ferry_cut){.rest = w->run};
+		rc = ferry_session_cut(c->peer->session, &u->cut, URGENT_BYTES, &u->scratch, &piece,
+				       &data);
+		if (rc < 0) {
+			*failed = u->cut.rest;
+			return rc;
+		}
+		if (rc == FERRY_CUT_FULL)
+			break;
+		if (!i)
+			u->first = piece.run;
+		if (times) {
+			now = ferry_now_ns();
+			piece.received_ns = w->received_ns;
+			piece.answered_ns = now;
+		}
+		piece.request_id = w->request_id;
+		bytes += put_piece(
+			u, i++, n_iov, &piece, data,
+			data ? piece.run.n_pages *
+					s->pages.layout.regions[piece.run.region].page_bytes
+			     : 0);
+		count(s, &piece);
+		if (!u->cut.rest.n_pages)
+			u->head++;
+	}
+	if (c->peer->push)
+		ferry_push_charge(c->peer->push, bytes);
+	return 0;
+}
