@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A target's view of a page server: what it gets, and in what order. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "pageserver_client.h"
+
+static uint64_t allocated(const struct world *w)
+{
+	struct stat st;
+
+	must(!fstat(w->memfd, &st));
+	return (uint64_t)st.st_blocks * 512;
+}
+
+static void everything_arrives(bool sealed, uint32_t n_bulk)
+{
+	struct ferry_server_stats stats;
+	uint64_t before;
+	struct client c;
+	struct world w;
+
+	world_init(&w, 5000, sealed, NULL, true);
+	before = allocated(&w);
+	client_init(&c, &w, 1, n_bulk);
+	client_open(&c);
+	client_start_push(&c, 0);
+	client_take_push(&c);
+	cr_assert_eq(ferry_bitmap_count(&c.have), w.n_pages);
+	cr_assert_eq(c.n_duplicates, 0);
+	client_complete(&c);
+	expect_event(&w, FERRY_SERVER_COMPLETED, NULL);
+	ferry_server_stats(w.server, &stats);
+	cr_assert_eq(stats.n_completed, 1);
+	cr_assert_eq(stats.pages_total, w.n_pages);
+	cr_assert_eq(stats.pages_sent, w.n_pages);
+	cr_assert_eq(stats.pages_zero, c.n_zero);
+	cr_assert_eq(stats.pages_pushed + stats.pages_zero, w.n_pages);
+	cr_assert_gt(stats.wire_bytes, stats.pages_pushed * PAGE);
+	cr_assert_eq(allocated(&w), before, "holes of the source were filled");
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, push_brings_every_page_once_and_leaves_holes_holes)
+{
+	everything_arrives(true, 1);
+}
+
+Test(serve, push_copies_from_a_file_that_could_shrink)
+{
+	everything_arrives(false, 1);
+}
+
+Test(serve, push_uses_several_bulk_connections)
+{
+	everything_arrives(true, 3);
+	everything_arrives(false, 4);
+}
+
+Test(serve, every_page_can_be_requested_without_a_push)
+{
+	struct client c;
+	struct world w;
+
+	world_init(&w, 1000, true, NULL, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	for (uint64_t i = 0; i < w.n_pages; i++) {
+		client_request(&c, i, 1);
+		must(client_read(&c, c.urgent));
+		cr_assert_eq(c.m.run.request_id, i + 1);
+		cr_assert_gt(c.m.run.received_ns, 0);
+		cr_assert_geq(c.m.run.answered_ns, c.m.run.received_ns);
+		client_take(&c);
+	}
+	cr_assert_eq(ferry_bitmap_count(&c.have), w.n_pages);
+	client_complete(&c);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, requests_are_pipelined_and_a_run_is_cut_where_zero_pages_are)
+{
+	uint64_t answered = 0;
+	struct client c;
+	struct world w;
+
+	world_init(&w, 4096, false, NULL, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	for (uint64_t i = 0; i < w.n_pages; i += 64)
+		client_request(&c, i, 64);
+	while (answered < w.n_pages) {
+		must(client_read(&c, c.urgent));
+		cr_assert_eq(c.m.run.request_id, c.m.run.run.first_page / 64 + 1);
+		client_take(&c);
+		answered += c.m.run.run.n_pages;
+	}
+	cr_assert_eq(ferry_bitmap_count(&c.have), w.n_pages);
+	cr_assert_eq(c.n_duplicates, 0);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, a_page_is_answered_again_however_often_it_was_sent)
+{
+	struct client c;
+	struct world w;
+
+	world_init(&w, 256, true, NULL, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	client_start_push(&c, 0);
+	client_take_push(&c);
+	for (int i = 0; i < 3; i++) {
+		client_request(&c, 17, 1);
+		must(client_read(&c, c.urgent));
+		client_take(&c);
+	}
+	cr_assert_eq(c.n_duplicates, 3);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, an_urgent_page_is_not_pushed_and_does_not_wait_for_the_push)
+{
+	struct ferry_server_stats stats;
+	struct client c;
+	struct world w;
+
+	world_init(&w, 20000, true, NULL, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	client_request(&c, 19000, 1);
+	must(client_read(&c, c.urgent));
+	client_take(&c);
+	client_start_push(&c, 0);
+	/* Nobody reads the bulk connection yet: it is as full as it gets. */
+	client_request(&c, 18000, 1);
+	must(client_read(&c, c.urgent));
+	client_take(&c);
+	client_take_push(&c);
+	cr_assert_eq(ferry_bitmap_count(&c.have), w.n_pages);
+	cr_assert_leq(c.n_duplicates, 1, "only what had been claimed by the push may come twice");
+	ferry_server_stats(w.server, &stats);
+	cr_assert_eq(stats.pages_urgent, 2);
+	cr_assert_eq(stats.requests, 2);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, pages_around_a_request_are_pushed_next)
+{
+	uint64_t fault = 15008, pushed = 0;
+	struct client c;
+	struct world w;
+
+	world_init(&w, 20000, true, NULL, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	client_request(&c, fault, 1);
+	must(client_read(&c, c.urgent));
+	client_take(&c);
+	client_start_push(&c, 0);
+	/* Holes come first; then what is near. */
+	for (;;) {
+		must(client_read(&c, c.bulk[0]));
+		client_take(&c);
+		if (c.m.run.encoding == FERRY_ENCODING_ZERO)
+			continue;
+		pushed += c.m.run.run.n_pages;
+		if (pushed > 100)
+			break;
+		cr_assert_lt(llabs((long long)c.m.run.run.first_page - (long long)fault), 500);
+	}
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, discarded_pages_are_not_pushed)
+{
+	struct ferry_message m = {.type = FERRY_FRAME_DISCARDED, .discarded = {0, 100, 200}};
+	struct client c;
+	struct world w;
+
+	world_init(&w, 1000, true, NULL, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	client_send(&c, c.control, &m);
+	client_start_push(&c, 0);
+	client_take_push(&c);
+	cr_assert_eq(ferry_bitmap_count(&c.have), w.n_pages - 200);
+	cr_assert_eq(ferry_bitmap_next_clear(&c.have, 0, w.n_pages), 100);
+	cr_assert_eq(ferry_bitmap_next_set(&c.have, 100, w.n_pages), 300);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, the_push_keeps_to_the_lower_of_both_rates)
+{
+	struct ferry_server_config config = {.max_bytes_per_second = 400u << 20};
+	uint64_t begin, ns;
+	struct client c;
+	struct world w;
+
+	world_init(&w, 4096, true, &config, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	begin = ferry_now_ns();
+	client_start_push(&c, 20u << 20);
+	client_take_push(&c);
+	ns = ferry_now_ns() - begin;
+	/* 10 MiB of data; never faster than asked, and not absurdly slower. */
+	cr_assert_gt(ns, 450 * FERRY_NS_PER_MS);
+	cr_assert_lt(ns, 5 * FERRY_NS_PER_S);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, state_travels_with_the_layout)
+{
+	static const char state[] = "registers of a small machine";
+	struct ferry_server_config config = {.state = state, .state_bytes = sizeof(state)};
+	struct client c;
+	struct world w;
+
+	world_init(&w, 16, true, &config, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	client_close(&c);
+	c.epoch = 1;
+	c.control = client_dial(&c, FERRY_ROLE_CONTROL, 0);
+	must(client_read(&c, c.control));
+	cr_assert_eq(c.m.type, FERRY_FRAME_LAYOUT);
+	cr_assert_eq(c.m.payload_bytes, sizeof(state));
+	cr_assert_eq(memcmp(c.m.payload, state, sizeof(state)), 0);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, a_held_server_answers_and_pushes_only_once_it_serves)
+{
+	struct ferry_message ping = {.type = FERRY_FRAME_PING, .ping = {7}};
+	struct ferry_server_stats stats;
+	struct ferry_failure f = {0};
+	struct client c;
+	struct world w;
+
+	world_init(&w, 1000, true, NULL, false);
+	ferry_server_hold(w.server);
+	world_start(&w);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	client_request(&c, 5, 1);
+	client_start_push(&c, 0);
+	/* Once it has answered a Ping it has read what came before. */
+	client_send(&c, c.control, &ping);
+	must(client_read(&c, c.control));
+	cr_assert_eq(c.m.type, FERRY_FRAME_PONG);
+	cr_assert_eq(c.m.pong.ping_sent_ns, 7);
+	ferry_server_stats(w.server, &stats);
+	cr_assert_eq(stats.pages_urgent + stats.pages_pushed + stats.pages_zero, 0);
+	/* The memory may still change. */
+	must(!ferry_server_serve(w.server, &f));
+	must(client_read(&c, c.urgent));
+	client_take(&c);
+	client_take_push(&c);
+	cr_assert_eq(ferry_bitmap_count(&c.have), w.n_pages);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, a_truncated_source_is_an_error_and_never_zeros)
+{
+	struct ferry_failure f;
+	struct client c;
+	struct world w;
+
+	world_init(&w, 1000, false, NULL, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	must(!ftruncate(w.memfd, 100 * PAGE));
+	client_request(&c, 64, 1);
+	must(client_read(&c, c.urgent));
+	client_take(&c);
+	client_request(&c, 512, 1);
+	must(client_read(&c, c.control));
+	cr_assert_eq(c.m.type, FERRY_FRAME_ERROR);
+	cr_assert_eq(c.m.error.code, FERRY_ERROR_UNAVAILABLE);
+	cr_assert_not(client_read(&c, c.urgent));
+	expect_event(&w, FERRY_SERVER_FAILED, &f);
+	cr_assert_eq(f.consequence, FERRY_LOST);
+	cr_assert_eq(f.err, -EIO);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, a_truncated_source_ends_the_push_as_well)
+{
+	struct client c;
+	struct world w;
+
+	world_init(&w, 1000, false, NULL, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	must(!ftruncate(w.memfd, 100 * PAGE));
+	client_start_push(&c, 0);
+	must(client_read(&c, c.control));
+	cr_assert_eq(c.m.type, FERRY_FRAME_ERROR);
+	cr_assert_eq(c.m.error.code, FERRY_ERROR_UNAVAILABLE);
+	while (client_read(&c, c.bulk[0]))
+		client_take(&c);
+	expect_event(&w, FERRY_SERVER_FAILED, NULL);
+	client_fini(&c);
+	world_fini(&w);
+}
