@@ -20,8 +20,34 @@ struct receiver {
 	struct ferry_arena arena;
 	struct ferry_connection connection;
 	struct ferry_message *m;
+	struct ferry_trace_ring *ring; /* borrowed; NULL when nothing is traced */
 	struct ferry_failure why;
 };
+
+/* A run was placed: those who waited for its pages were woken by that. */
+static void note(struct receiver *r, const struct ferry_run *run, bool is_zero, uint64_t received_ns,
+		 uint32_t n_new)
+{
+	uint64_t now = ferry_now_ns();
+	struct ferry_trace_record rec = {
+		.type = FERRY_TRACE_PUSH,
+		.flags = is_zero ? FERRY_PUSH_F_ZERO : 0,
+		.region = run->region,
+		.time_ns = now,
+		.push =
+			{
+				.first_page = run->first_page,
+				.received_ns = received_ns,
+				.n_pages = run->n_pages,
+				.n_new = n_new,
+				.index = r->bulk->index,
+			},
+	};
+
+	if (n_new)
+		rec.push.overtaken = ferry_engine_overtake(r->t, run, now);
+	ferry_trace_emit(r->ring, &rec);
+}
 
 static int refuse(struct receiver *r, const char *why)
 {
@@ -77,6 +103,7 @@ static int pause_ms(struct ferry_target *t, int ms)
 static int place(struct receiver *r, const struct ferry_run *run, const void *data)
 {
 	struct ferry_target *t = r->t;
+	uint64_t received_ns = ferry_now_ns();
 	uint32_t done = 0, n_new = 0;
 	int wait_ms = 0, rc;
 
@@ -99,6 +126,7 @@ static int place(struct receiver *r, const struct ferry_run *run, const void *da
 		if (rc < 0)
 			return ferry_fail(&r->why, FERRY_LINK, rc, "stopped");
 	}
+	note(r, run, !data, received_ns, n_new);
 	if (data)
 		atomic_fetch_add_explicit(&t->counters.pages_pushed, n_new, memory_order_relaxed);
 	else
@@ -163,6 +191,7 @@ void *ferry_engine_bulk_thread(void *arg)
 	struct ferry_frame frame;
 	int rc = -ENOMEM;
 
+	r.ring = ferry_trace_ring(bulk->target->trace, FERRY_RING_BULK, bulk->index);
 	r.m = malloc(sizeof(*r.m));
 	if (!r.m || ferry_arena_init(&r.arena) < 0)
 		ferry_fail_errno(&r.why, FERRY_LINK, rc, "setting up");

@@ -19,13 +19,11 @@
 #include <stdatomic.h>
 
 #include "uffd/channel.h"
+#include "trace/ring.h"
 #include "uffd/pager.h"
+#include "uffd/pending.h"
 #include "uffd/place.h"
 #include "uffd/target.h"
-
-/* Distinct pages that threads may wait for at once. Beyond it further fault messages stay in the
- * kernel until answers have come: back-pressure, not loss. */
-#define FERRY_MAX_PENDING 2048u /* a power of two */
 
 struct ferry_engine_region {
 	struct ferry_target_region info;
@@ -35,6 +33,7 @@ struct ferry_engine_region {
 
 struct ferry_engine_bulk {
 	struct ferry_target *target;
+	uint32_t index;
 	pthread_t thread;
 	int fd;		 /* borrowed from the link */
 	struct ferry_connection connection;
@@ -57,6 +56,14 @@ struct ferry_engine_counters {
 	_Atomic uint64_t wire_bytes, faults, faults_coalesced, requests, discarded_pages;
 	_Atomic uint32_t resumes;
 };
+
+/* A page that a thread waited for and that the push brought, for the fault thread to note. */
+struct ferry_engine_overtaken {
+	uint32_t region;
+	uint64_t page, placed_ns;
+};
+
+#define FERRY_ENGINE_OVERTAKEN 256 /* when there are more, their faults end with their answers */
 
 #define FERRY_ENGINE_EVENTS 16
 
@@ -83,8 +90,13 @@ struct ferry_target {
 	struct ferry_pager pager;
 	struct ferry_engine_counters counters;
 	struct ferry_histogram fault_ns, local_ns;
+	struct ferry_trace *trace; /* owned; NULL when nothing is traced */
 	_Atomic bool link_up, gone;
 	_Atomic uint32_t n_holes_left; /* ranges that may still be unregistered early */
+
+	pthread_mutex_t overtaken_lock;
+	struct ferry_engine_overtaken overtaken[FERRY_ENGINE_OVERTAKEN];
+	_Atomic uint32_t n_overtaken;
 
 	/* Orders discards against placements of regions where that matters. */
 	pthread_mutex_t discard_lock;
@@ -148,6 +160,10 @@ void ferry_engine_leave_hole(struct ferry_target *t, const struct ferry_run *run
 /* --- fault_loop.c --------------------------------------------------------------------------- */
 
 void *ferry_engine_fault_thread(void *target);
+
+/* The push brought @run: take down which of its pages threads waited for. Return: how many. */
+uint32_t ferry_engine_overtake(struct ferry_target *t, const struct ferry_run *run,
+			       uint64_t placed_ns);
 
 /* --- bulk.c --------------------------------------------------------------------------------- */
 

@@ -28,6 +28,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "uffd/engine.h"
+#include "uffd/notice.h"
 
 #define MESSAGES_A_READ	 64u
 #define LOCAL_MAX	 1024u /* faults to be answered from here */
@@ -36,18 +37,12 @@
 #define SWEEP_PAGES	 64u
 #define IN_BYTES	 (FERRY_MAX_ENCODED_BYTES + FERRY_MAX_RUN_BYTES)
 #define RECEIVE_BYTES	 (256u * 1024) /* at most this much a call, to keep the cache warm */
-#define PENDING_SLOTS	 (2 * FERRY_MAX_PENDING)
 #define RETRY_MS	 1
 #define FAULT_NICE	 (-10)
 
-struct pending {
-	uint64_t key; /* 0: free */
-	uint64_t read_ns;
-};
-
 struct local_fault {
-	uint32_t region;
-	uint64_t page, read_ns;
+	struct ferry_pending_message message;
+	bool is_zero;
 };
 
 struct range {
@@ -61,6 +56,7 @@ struct stalled {
 	struct ferry_page_run run;
 	const uint8_t *data; /* NULL for zeros */
 	uint32_t done, n_new;
+	uint64_t received_ns;
 };
 
 struct fault_loop {
@@ -79,9 +75,10 @@ struct fault_loop {
 	struct ferry_run sweep; /* n_pages 0: not sweeping */
 	struct stalled stalled;
 	bool retry; /* something could not be placed: try again soon */
+	uint64_t received_ns; /* the last bytes came */
+	struct ferry_notice notice;
 
-	struct pending pending[PENDING_SLOTS];
-	uint32_t n_pending;
+	struct ferry_pending pending;
 	struct local_fault local[LOCAL_MAX];
 	uint32_t n_local;
 	struct range discards[DISCARDS_MAX];
@@ -90,80 +87,25 @@ struct fault_loop {
 
 /* --- what threads wait for ------------------------------------------------------------------- */
 
-static uint64_t key_of(uint32_t region, uint64_t page)
+/* Pages that the push brought: their faults ended then. */
+static void settle_overtaken(struct fault_loop *l)
 {
-	return ((uint64_t)region << 40 | page) + 1;
-}
+	struct ferry_target *t = l->t;
 
-static uint32_t slot_of(uint64_t key)
-{
-	return (uint32_t)(key * UINT64_C(0x9e3779b97f4a7c15) >> 40) % PENDING_SLOTS;
-}
+	pthread_mutex_lock(&t->overtaken_lock);
+	for (uint32_t i = 0; i < t->n_overtaken; i++) {
+		const struct ferry_engine_overtaken *o = &t->overtaken[i];
 
-static void pending_add(struct fault_loop *l, uint32_t region, uint64_t page, uint64_t read_ns)
-{
-	uint64_t key = key_of(region, page);
-	uint32_t i = slot_of(key);
-
-	while (l->pending[i].key && l->pending[i].key != key)
-		i = (i + 1) % PENDING_SLOTS;
-	if (!l->pending[i].key)
-		l->n_pending++;
-	l->pending[i] = (struct pending){key, read_ns};
-}
-
-/* Return: whether it was there; its time in @read_ns. */
-static bool pending_take(struct fault_loop *l, uint32_t region, uint64_t page, uint64_t *read_ns)
-{
-	uint64_t key = key_of(region, page);
-	uint32_t i = slot_of(key), hole;
-
-	while (l->pending[i].key != key) {
-		if (!l->pending[i].key)
-			return false;
-		i = (i + 1) % PENDING_SLOTS;
+		ferry_pending_settle(&l->pending, o->region, o->page, o->placed_ns,
+				     FERRY_FAULT_F_PUSHED);
 	}
-	*read_ns = l->pending[i].read_ns;
-	/* Close the gap: whoever probed past this slot must still be found. */
-	hole = i;
-	for (;;) {
-		uint32_t home;
-
-		i = (i + 1) % PENDING_SLOTS;
-		if (!l->pending[i].key)
-			break;
-		home = slot_of(l->pending[i].key);
-		if ((i - home) % PENDING_SLOTS >= (i - hole) % PENDING_SLOTS) {
-			l->pending[hole] = l->pending[i];
-			hole = i;
-		}
-	}
-	l->pending[hole].key = 0;
-	l->n_pending--;
-	return true;
-}
-
-/* Forget those whose pages came by another way while the answer was lost with its connection. */
-static void pending_prune(struct fault_loop *l)
-{
-	uint64_t read_ns;
-
-	for (uint32_t i = 0; i < PENDING_SLOTS;) {
-		uint64_t key = l->pending[i].key - 1;
-		uint32_t region = (uint32_t)(key >> 40);
-		uint64_t page = key & ((UINT64_C(1) << 40) - 1);
-
-		/* Taking one may move another into its slot: look at that again. */
-		if (!l->pending[i].key ||
-		    !ferry_bitmap_test(&l->t->pager.regions[region].known, page) ||
-		    !pending_take(l, region, page, &read_ns))
-			i++;
-	}
+	atomic_store_explicit(&t->n_overtaken, 0, memory_order_relaxed);
+	pthread_mutex_unlock(&t->overtaken_lock);
 }
 
 static bool may_read(const struct fault_loop *l)
 {
-	return l->n_pending + MESSAGES_A_READ <= FERRY_MAX_PENDING &&
+	return l->pending.n + MESSAGES_A_READ <= FERRY_MAX_PENDING &&
 	       l->n_local + MESSAGES_A_READ <= LOCAL_MAX &&
 	       l->n_discards + MESSAGES_A_READ * l->t->n_regions <= DISCARDS_MAX;
 }
@@ -265,6 +207,7 @@ static void send_requests(struct fault_loop *l)
 			if (!asking(l)->n_runs)
 				return;
 			asking(l)->request_id = ++l->next_request_id;
+			ferry_pending_sent(&l->pending, asking(l), ferry_now_ns());
 			n = ferry_message_encode(l->ask, l->out, sizeof(l->out));
 			asking(l)->n_runs = 0;
 			l->out_begin = 0;
@@ -312,30 +255,39 @@ static void untracked(struct fault_loop *l, uint64_t address)
 	ferry_engine_notify(l->t, FERRY_TARGET_FAILED, &why);
 }
 
-static void handle_fault(struct fault_loop *l, const struct uffd_msg *msg, uint64_t read_ns)
+/* @m: what the messages of the batch have in common */
+static void handle_fault(struct fault_loop *l, const struct uffd_msg *msg,
+			 struct ferry_pending_message m)
 {
 	struct ferry_target *t = l->t;
-	uint32_t region;
-	uint64_t page;
+	enum ferry_fault_verdict verdict;
 
 	atomic_fetch_add_explicit(&t->counters.faults, 1, memory_order_relaxed);
-	if (!find_region(t, msg->arg.pagefault.address, &region, &page)) {
+	if (!find_region(t, msg->arg.pagefault.address, &m.region, &m.page)) {
 		untracked(l, msg->arg.pagefault.address);
 		return;
 	}
-	switch (ferry_pager_fault(&t->pager, region, page)) {
+	if (msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE)
+		m.flags |= FERRY_FAULT_F_WRITE;
+	if (t->uffd.features & UFFD_FEATURE_THREAD_ID)
+		m.thread = msg->arg.pagefault.feat.ptid;
+	verdict = ferry_pager_fault(&t->pager, m.region, m.page);
+	switch (verdict) {
 	case FERRY_FAULT_ASK:
-		pending_add(l, region, page, read_ns);
-		if (l->fd >= 0 &&
-		    !ask(l, &(struct ferry_run){.region = region, .first_page = page, .n_pages = 1}))
+		ferry_pending_read(&l->pending, &m);
+		ferry_notice_fault(&l->notice, &m);
+		if (l->fd >= 0 && !ask(l, &(struct ferry_run){.region = m.region,
+							      .first_page = m.page,
+							      .n_pages = 1}))
 			walk_start(l);
 		break;
 	case FERRY_FAULT_ASKED:
+		ferry_pending_join(&l->pending, &m);
 		atomic_fetch_add_explicit(&t->counters.faults_coalesced, 1, memory_order_relaxed);
 		break;
 	case FERRY_FAULT_ZERO:
 	case FERRY_FAULT_PLACED:
-		l->local[l->n_local++] = (struct local_fault){region, page, read_ns};
+		l->local[l->n_local++] = (struct local_fault){m, verdict == FERRY_FAULT_ZERO};
 		break;
 	}
 }
@@ -356,6 +308,18 @@ static bool clip(const struct ferry_target *t, uint32_t id, uint64_t start, uint
 	return run->n_pages;
 }
 
+static void note_discard(struct fault_loop *l, const struct ferry_run *run)
+{
+	struct ferry_trace_record rec = {
+		.type = FERRY_TRACE_DISCARD,
+		.region = run->region,
+		.time_ns = ferry_now_ns(),
+		.discard = {.first_page = run->first_page, .n_pages = run->n_pages},
+	};
+
+	ferry_trace_emit(l->pending.ring, &rec);
+}
+
 static void handle_remove(struct fault_loop *l, uint64_t start, uint64_t end, bool unmapped)
 {
 	struct ferry_target *t = l->t;
@@ -371,6 +335,7 @@ static void handle_remove(struct fault_loop *l, uint64_t start, uint64_t end, bo
 					  memory_order_relaxed);
 		l->discards[l->n_discards++] =
 			(struct range){i, run.first_page, run.first_page + run.n_pages};
+		note_discard(l, &run);
 	}
 }
 
@@ -437,13 +402,16 @@ static void drain(struct fault_loop *l)
 
 	while (may_read(l)) {
 		size_t n = read_messages(l, msgs);
-		uint64_t now = ferry_now_ns();
+		struct ferry_pending_message m = {.read_ns = ferry_now_ns(), .batch = (uint32_t)n};
 
+		ferry_notice_read(&l->notice, &m);
 		for (size_t i = 0; i < n; i++)
 			if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
-				handle_fault(l, &msgs[i], now);
-		if (n < MESSAGES_A_READ)
+				handle_fault(l, &msgs[i], m);
+		if (n < MESSAGES_A_READ) {
+			ferry_notice_empty(&l->notice, m.read_ns);
 			break;
+		}
 	}
 }
 
@@ -476,12 +444,14 @@ static void serve_local(struct fault_loop *l)
 
 	for (uint32_t i = 0; i < l->n_local; i++) {
 		struct local_fault f = l->local[i];
-		int rc = ferry_engine_fill_zero(t, f.region, f.page);
+		const struct ferry_pending_message *m = &f.message;
+		int rc = ferry_engine_fill_zero(t, m->region, m->page);
 
-		if (rc < 0 && try_again(l, rc, f.region, f.page))
+		if (rc < 0 && try_again(l, rc, m->region, m->page))
 			l->local[kept++] = f;
 		else
-			ferry_histogram_add(&t->local_ns, ferry_now_ns() - f.read_ns);
+			ferry_pending_local(&l->pending, m, ferry_now_ns(),
+					    f.is_zero ? FERRY_FAULT_F_ZERO : 0);
 	}
 	l->n_local = kept;
 }
@@ -498,8 +468,11 @@ static void serve_discards(struct fault_loop *l)
 			int rc = ferry_engine_fill_zero(l->t, d.region, d.page);
 
 			again = rc < 0 && try_again(l, rc, d.region, d.page);
-			if (!again)
+			if (!again) {
+				ferry_pending_settle(&l->pending, d.region, d.page, ferry_now_ns(),
+						     FERRY_FAULT_F_DISCARDED);
 				d.page++;
+			}
 		}
 		if (again)
 			l->discards[kept++] = d;
@@ -515,7 +488,6 @@ static bool place_answer(struct fault_loop *l)
 	struct ferry_target *t = l->t;
 	struct stalled *s = &l->stalled;
 	const struct ferry_run *run = &s->run.run;
-	uint64_t now, read_ns;
 	int rc = ferry_engine_fill(t, run, s->data, &s->done, &s->n_new);
 
 	s->active = rc < 0 && try_again(l, rc, run->region, run->first_page + s->done);
@@ -523,10 +495,9 @@ static bool place_answer(struct fault_loop *l)
 		return false;
 	atomic_fetch_add_explicit(s->data ? &t->counters.pages_urgent : &t->counters.pages_zero,
 				  s->n_new, memory_order_relaxed);
-	now = ferry_now_ns();
-	for (uint32_t i = 0; l->n_pending && i < run->n_pages; i++)
-		if (pending_take(l, run->region, run->first_page + i, &read_ns))
-			ferry_histogram_add(&t->fault_ns, now - read_ns);
+	settle_overtaken(l);
+	ferry_pending_answered(&l->pending, &s->run, s->received_ns, ferry_now_ns(),
+			       s->n_new < run->n_pages ? FERRY_FAULT_F_FOUND : 0);
 	ferry_engine_progress(t);
 	return true;
 }
@@ -565,7 +536,9 @@ static void handle_frame(struct fault_loop *l, const struct ferry_frame *frame)
 		refuse(l, "pages that don't fit the layout");
 		return;
 	}
-	l->stalled = (struct stalled){.run = *pr, .data = raw ? l->m->payload : NULL};
+	l->stalled = (struct stalled){.run = *pr,
+				      .data = raw ? l->m->payload : NULL,
+				      .received_ns = l->received_ns};
 	place_answer(l);
 }
 
@@ -593,6 +566,7 @@ static void receive(struct fault_loop *l)
 	ssize_t n = recv(l->fd, p, FERRY_MIN(room, (size_t)RECEIVE_BYTES), MSG_DONTWAIT);
 
 	if (n > 0) {
+		l->received_ns = ferry_now_ns();
 		ferry_framebuf_advance(&l->in, (size_t)n);
 		atomic_fetch_add_explicit(&l->t->counters.wire_bytes, (uint64_t)n,
 					  memory_order_relaxed);
@@ -631,7 +605,8 @@ static void take_offer(struct fault_loop *l)
 	l->stalled.active = false;
 	l->sweep.n_pages = 0;
 	asking(l)->n_runs = 0;
-	pending_prune(l);
+	settle_overtaken(l);
+	ferry_pending_prune(&l->pending, &t->pager, l->next_request_id + 1, ferry_now_ns());
 	walk_start(l);
 }
 
@@ -647,8 +622,10 @@ static bool loop_once(struct fault_loop *l)
 		 .events = (short)(POLLIN | (want_out ? POLLOUT : 0))},
 		{.fd = t->uffd.pidfd, .events = POLLIN},
 	};
-	int rc = poll(p, FERRY_ARRAY_SIZE(p), l->retry ? RETRY_MS : -1);
+	int rc;
 
+	ferry_notice_poll(&l->notice);
+	rc = poll(p, FERRY_ARRAY_SIZE(p), l->retry ? RETRY_MS : -1);
 	if (rc < 0 && errno != EINTR)
 		return false;
 	if (p[0].revents)
@@ -659,8 +636,12 @@ static bool loop_once(struct fault_loop *l)
 	}
 	if (p[1].revents)
 		take_offer(l);
+	if (atomic_load_explicit(&t->n_overtaken, memory_order_relaxed))
+		settle_overtaken(l);
 	if (p[2].revents || l->retry)
 		drain(l);
+	else if (p[2].fd >= 0)
+		ferry_notice_empty(&l->notice, ferry_now_ns());
 	l->retry = false;
 	serve_discards(l);
 	serve_local(l);
@@ -669,6 +650,7 @@ static bool loop_once(struct fault_loop *l)
 	else if (p[3].revents && l->fd >= 0)
 		receive(l);
 	send_requests(l);
+	ferry_notice_end(&l->notice, &l->pending);
 	return true;
 }
 
@@ -680,6 +662,10 @@ static struct fault_loop *loop_new(struct ferry_target *t)
 		return NULL;
 	l->t = t;
 	l->fd = -1;
+	ferry_notice_init(&l->notice, t->trace);
+	l->pending.ring = ferry_trace_ring(t->trace, FERRY_RING_FAULT, 0);
+	l->pending.fault_ns = &t->fault_ns;
+	l->pending.local_ns = &t->local_ns;
 	l->m = malloc(sizeof(*l->m));
 	l->ask = calloc(1, sizeof(*l->ask));
 	if (!l->m || !l->ask || ferry_arena_init(&l->arena) < 0 ||
@@ -695,6 +681,7 @@ static void loop_free(struct fault_loop *l)
 		return;
 	ferry_framebuf_fini(&l->in);
 	ferry_arena_fini(&l->arena);
+	ferry_notice_fini(&l->notice);
 	free(l->m);
 	free(l->ask);
 	free(l);
@@ -711,6 +698,8 @@ void *ferry_engine_fault_thread(void *target)
 	if (l && l->in.data) {
 		while (loop_once(l))
 			;
+		settle_overtaken(l);
+		ferry_pending_end(&l->pending);
 	} else {
 		ferry_fail_errno(&why, FERRY_REFUSE, -ENOMEM, "fault thread");
 		ferry_engine_notify(t, FERRY_TARGET_FAILED, &why);

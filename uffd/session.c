@@ -30,7 +30,10 @@
 #define GATHER_TIMEOUT_MS  10000 /* for the other connections, once control is open */
 #define BACKOFF_MIN_MS	   50
 #define BACKOFF_MAX_MS	   1000
-#define PING_IDLE_MS	   2000
+#define PING_MS		   2000
+/* When faults are traced the clocks are compared: some times at once, then steadily. */
+#define CLOCK_BURST	   8
+#define CLOCK_MS	   500
 #define LOST_AFTER_MS	   10000
 #define RELEASE_TIMEOUT_MS 5000
 #define RELEASE_ATTEMPTS   5
@@ -43,6 +46,8 @@ struct session {
 	uint32_t n_bulk_running;
 	struct ferry_message *m; /* scratch */
 	uint8_t *bits;		 /* scratch, FERRY_MAX_CONTROL_BYTES */
+	struct ferry_trace_ring *ring; /* borrowed; NULL when nothing is traced */
+	uint32_t n_compared;	       /* clocks, on this link */
 	struct ferry_failure why;
 	bool unregistered, released;
 };
@@ -139,6 +144,11 @@ static int send_simple(struct session *s, enum ferry_frame_type type)
 		      : 0;
 }
 
+static const char *region_name(const void *layout, uint32_t i)
+{
+	return ((const struct ferry_layout *)layout)->regions[i].name;
+}
+
 /* What follows the handshake of the control connection. */
 static int exchange_layout(struct session *s)
 {
@@ -163,6 +173,7 @@ static int exchange_layout(struct session *s)
 		t->state_bytes = s->m->payload_bytes;
 	}
 	pthread_mutex_unlock(&t->lock);
+	ferry_trace_name_regions(t->trace, region_name, &s->m->layout);
 	rc = send_simple(s, FERRY_FRAME_LAYOUT_OK);
 	return rc < 0 ? rc : send_resident(s);
 }
@@ -308,6 +319,7 @@ static int start_bulk(struct session *s)
 		int rc;
 
 		*b = (struct ferry_engine_bulk){.target = t,
+						.index = i,
 						.fd = s->link.bulk[i],
 						.connection = s->link.bulk_connection[i]};
 		b->buffer = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
@@ -391,11 +403,60 @@ static int look_around(struct session *s, bool *pushing)
 	return 0;
 }
 
+static void note_link(struct session *s, bool is_open)
+{
+	struct ferry_trace_record rec = {.type = FERRY_TRACE_LINK,
+					 .flags = is_open ? FERRY_LINK_F_OPEN : 0,
+					 .time_ns = ferry_now_ns(),
+					 .link = {.epoch = s->link.epoch}};
+
+	ferry_trace_emit(s->ring, &rec);
+}
+
+/* What a Pong tells of the two sides' clocks. One that contradicts itself tells nothing. */
+static void note_clock(struct session *s, const struct ferry_pong *pong, uint64_t now)
+{
+	struct ferry_trace_record rec = {.type = FERRY_TRACE_CLOCK, .time_ns = now};
+	uint64_t held = pong->sent_ns - pong->received_ns;
+
+	if (pong->ping_sent_ns > now || pong->sent_ns < pong->received_ns ||
+	    held > now - pong->ping_sent_ns)
+		return;
+	rec.clock.round_trip_ns = now - pong->ping_sent_ns;
+	rec.clock.uncertainty_ns = (rec.clock.round_trip_ns - held) / 2 + 1;
+	/* Both ways taken to be equally long; wrong by the uncertainty at most. */
+	rec.clock.offset_ns = (int64_t)(pong->ping_sent_ns - pong->received_ns) +
+			      (int64_t)rec.clock.uncertainty_ns;
+	ferry_trace_emit(s->ring, &rec);
+}
+
+/* Take what came on the control connection. Only Pong is of interest. */
+static int hear(struct session *s, uint64_t now, uint64_t *next_ping)
+{
+	int rc;
+
+	for (;;) {
+		rc = ferry_channel_receive(&s->link.control, s->m, 0, s->t->stop_fd, &s->why);
+		if (rc < 0)
+			break;
+		if (s->m->type != FERRY_FRAME_PONG)
+			continue;
+		note_clock(s, &s->m->pong, now);
+		if (s->ring && ++s->n_compared < CLOCK_BURST)
+			*next_ping = now;
+	}
+	if (rc == -ETIMEDOUT)
+		return 0;
+	ferry_fail_prefix(&s->why, "control connection");
+	return rc;
+}
+
 /* Watch the session until it breaks (negative), or all is done (0). */
 static int run(struct session *s)
 {
 	struct ferry_target *t = s->t;
-	uint64_t heard = ferry_now_ns(), pinged = heard;
+	uint64_t ping_ns = (s->ring ? CLOCK_MS : PING_MS) * (uint64_t)FERRY_NS_PER_MS;
+	uint64_t heard = ferry_now_ns(), next_ping = heard + (s->ring ? 0 : ping_ns);
 	bool pushing = false;
 
 	for (;;) {
@@ -403,13 +464,21 @@ static int run(struct session *s)
 				     {.fd = t->session_kick, .events = POLLIN},
 				     {.fd = t->stop_fd, .events = POLLIN}};
 		uint64_t now;
-		int rc = look_around(s, &pushing);
+		int rc = look_around(s, &pushing), wait_ms;
 
 		if (rc < 0)
 			return rc;
 		if (rc == 1)
 			return finish(s);
-		if (poll(p, 3, PING_IDLE_MS) < 0 && errno != EINTR)
+		now = ferry_now_ns();
+		if (now >= next_ping) {
+			next_ping = now + ping_ns;
+			rc = send_simple(s, FERRY_FRAME_PING);
+			if (rc < 0)
+				return rc;
+		}
+		wait_ms = (int)((next_ping - now) / FERRY_NS_PER_MS) + 1;
+		if (poll(p, 3, wait_ms) < 0 && errno != EINTR)
 			return ferry_fail_errno(&s->why, FERRY_LINK, -errno, "poll");
 		if (p[2].revents)
 			return ferry_fail(&s->why, FERRY_LINK, -ECANCELED, "stopped");
@@ -418,22 +487,14 @@ static int run(struct session *s)
 		now = ferry_now_ns();
 		if (p[0].revents) {
 			heard = now;
-			rc = ferry_channel_receive(&s->link.control, s->m, 0, t->stop_fd, &s->why);
-			if (rc < 0 && rc != -ETIMEDOUT) {
-				ferry_fail_prefix(&s->why, "control connection");
+			rc = hear(s, now, &next_ping);
+			if (rc < 0)
 				return rc;
-			}
 		}
 		if (now - heard > LOST_AFTER_MS * (uint64_t)FERRY_NS_PER_MS)
 			return ferry_fail(&s->why, FERRY_LINK, -ETIMEDOUT,
 					  "control connection: nothing heard for %d s",
 					  LOST_AFTER_MS / 1000);
-		if (now - FERRY_MAX(heard, pinged) > PING_IDLE_MS * (uint64_t)FERRY_NS_PER_MS) {
-			pinged = now;
-			rc = send_simple(s, FERRY_FRAME_PING);
-			if (rc < 0)
-				return rc;
-		}
 	}
 }
 
@@ -455,8 +516,12 @@ static int run_link(struct session *s)
 		if (s->link.epoch)
 			atomic_fetch_add(&t->counters.resumes, 1);
 		atomic_store(&t->link_up, true);
+		s->n_compared = 0;
+		note_link(s, true);
 		ferry_engine_notify(t, FERRY_TARGET_OPEN, NULL);
 		rc = run(s);
+		if (!s->released)
+			note_link(s, false);
 	}
 	atomic_store(&t->link_up, false);
 	/* No thread may hold a descriptor of the link any more when it is closed. */
@@ -542,6 +607,7 @@ void *ferry_engine_session_thread(void *target)
 {
 	struct session s = {.t = target};
 
+	s.ring = ferry_trace_ring(s.t->trace, FERRY_RING_SESSION, 0);
 	s.m = malloc(sizeof(*s.m));
 	s.bits = malloc(FERRY_MAX_CONTROL_BYTES);
 	if (s.m && s.bits)

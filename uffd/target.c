@@ -22,6 +22,13 @@
  * allows 65530 mappings a process, and the VMM needs some itself. */
 #define MAX_HOLES_LEFT 512u
 
+/* Records that a reader may fall behind by; 128 bytes each. Only what is used takes memory, except
+ * that of the fault thread, whose own writes must not fault. */
+#define OWNER_SLOTS   256u
+#define SESSION_SLOTS 4096u
+#define FAULT_SLOTS   32768u
+#define BULK_SLOTS    8192u
+
 #define PAGEMAP_PRESENT (UINT64_C(1) << 63)
 #define PAGEMAP_SWAPPED (UINT64_C(1) << 62)
 #define PAGEMAP_CHUNK	4096u /* entries a read */
@@ -240,6 +247,42 @@ static int make_eventfd(int *fd)
 	return *fd < 0 ? -errno : 0;
 }
 
+/* Without memory for it nothing is traced; the guest's memory comes all the same. */
+static struct ferry_trace *start_trace(const struct ferry_target *t)
+{
+	struct ferry_trace_ring_config rings[3 + FERRY_MAX_BULK] = {
+		{.kind = FERRY_RING_OWNER, .n_slots = OWNER_SLOTS},
+		{.kind = FERRY_RING_SESSION, .n_slots = SESSION_SLOTS},
+		{.kind = FERRY_RING_FAULT, .n_slots = FAULT_SLOTS, .populate = true},
+	};
+	struct ferry_trace_region regions[FERRY_MAX_REGIONS];
+	struct ferry_trace_config config = {
+		.rings = rings,
+		.n_rings = FERRY_ARRAY_SIZE(rings),
+		.regions = regions,
+		.n_regions = t->n_regions,
+		.pid = t->uffd.pid,
+	};
+	struct ferry_trace *trace = NULL;
+	struct ferry_failure why = {0};
+
+	_Static_assert(FERRY_MAX_REGIONS <= FERRY_TRACE_MAX_REGIONS &&
+			       FERRY_MAX_REGION_NAME <= FERRY_TRACE_NAME_BYTES,
+		       "a trace has room for every layout");
+	for (uint32_t i = 0; i < FERRY_MAX_BULK; i++)
+		rings[3 + i] = (struct ferry_trace_ring_config){
+			.kind = FERRY_RING_BULK, .index = i, .n_slots = BULK_SLOTS};
+	for (uint32_t i = 0; i < t->n_regions; i++)
+		regions[i] = (struct ferry_trace_region){
+			.n_pages = t->layout.regions[i].n_pages,
+			.page_bytes = t->layout.regions[i].page_bytes,
+			.start = atomic_load(&t->regions[i].start),
+		};
+	if (ferry_trace_new(&trace, &config, &why) < 0)
+		ferry_warn(t->log, "%s; faults are not traced", why.text);
+	return trace;
+}
+
 int ferry_target_new(struct ferry_target **out, const struct ferry_target_config *config,
 		     struct ferry_failure *f)
 {
@@ -261,6 +304,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	ferry_engine_link_init(&t->incoming);
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_mutex_init(&t->discard_lock, NULL);
+	pthread_mutex_init(&t->overtaken_lock, NULL);
 	pthread_cond_init(&t->changed, NULL);
 	if (make_eventfd(&t->stop_fd) < 0 || make_eventfd(&t->fault_kick) < 0 ||
 	    make_eventfd(&t->session_kick) < 0 || make_eventfd(&t->events_fd) < 0)
@@ -281,6 +325,8 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 		ferry_target_free(t);
 		return rc;
 	}
+	if (!config->no_trace)
+		t->trace = start_trace(t);
 	if (config->adopt) {
 		/* What the one before us had read is not delivered again: let all fault anew. */
 		for (uint32_t i = 0; i < t->n_regions; i++)
@@ -385,6 +431,30 @@ int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
 	}
 }
 
+struct ferry_trace *ferry_target_trace(struct ferry_target *t)
+{
+	return t->trace;
+}
+
+uint32_t ferry_engine_overtake(struct ferry_target *t, const struct ferry_run *run,
+			       uint64_t placed_ns)
+{
+	const struct ferry_bitmap *asked = &t->pager.regions[run->region].asked;
+	size_t end = run->first_page + run->n_pages;
+	uint32_t n = 0;
+
+	for (size_t i = ferry_bitmap_next_set(asked, run->first_page, end); i < end;
+	     i = ferry_bitmap_next_set(asked, i + 1, end)) {
+		pthread_mutex_lock(&t->overtaken_lock);
+		if (t->n_overtaken < FERRY_ENGINE_OVERTAKEN)
+			t->overtaken[t->n_overtaken++] =
+				(struct ferry_engine_overtaken){run->region, i, placed_ns};
+		pthread_mutex_unlock(&t->overtaken_lock);
+		n++;
+	}
+	return n;
+}
+
 void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats *out)
 {
 	const struct ferry_engine_counters *c = &t->counters;
@@ -443,6 +513,7 @@ void ferry_target_free(struct ferry_target *t)
 	if (!t)
 		return;
 	stop_threads(t);
+	ferry_trace_free(t->trace);
 	complete = t->pager.pages_total && ferry_pager_is_complete(&t->pager);
 	if (complete)
 		ferry_uffd_release(&t->uffd);
@@ -458,6 +529,7 @@ void ferry_target_free(struct ferry_target *t)
 	ferry_close(t->events_fd);
 	pthread_cond_destroy(&t->changed);
 	pthread_mutex_destroy(&t->discard_lock);
+	pthread_mutex_destroy(&t->overtaken_lock);
 	pthread_mutex_destroy(&t->lock);
 	free(t);
 }

@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "protocol/message.h"
 #include "trace/histogram.h"
+#include "trace/ring.h"
 #include "uffd/kernel.h"
 #include "uffd/maps.h"
 #include "uffd/uffd.h"
@@ -44,6 +45,7 @@ struct ferry_target_config {
 	uint32_t n_bulk; /* bulk connections, 0 for a default of 1; the dialer decides */
 	uint64_t max_bytes_per_second; /* asked of the source for its push; 0: no limit */
 	bool adopt; /* the regions are registered already and partly filled: take over, resume */
+	bool no_trace; /* keep no records of faults */
 	const struct ferry_log *log;	/* borrowed; may be NULL */
 };
 
@@ -125,6 +127,12 @@ enum ferry_target_event {
  */
 int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
 		      struct ferry_failure *f);
+
+/*
+ * The records of every fault, and where to add marks (by one thread). Borrowed until _free; NULL when
+ * there are none.
+ */
+struct ferry_trace *ferry_target_trace(struct ferry_target *t);
 
 /* Any thread. */
 void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats *out);
