@@ -47,32 +47,31 @@ static int copy(struct ferry_target *t, const struct ferry_run *run, const uint8
 	return rc;
 }
 
-/* As copy(), for the longest start of @run of which nothing, or all, was discarded. */
-static int copy_unless_discarded(struct ferry_target *t, const struct ferry_run *run,
-				 const uint8_t *data, struct ferry_placed *placed)
+/*
+ * Deal with the start of @run: step over pages that are known already (placed by another way, said to
+ * be zero, or discarded: none of them wants this content), or place those that are not.
+ */
+static int copy_start(struct ferry_target *t, const struct ferry_run *run, const uint8_t *data,
+		      struct ferry_placed *placed)
 {
+	const struct ferry_bitmap *known = &t->pager.regions[run->region].known;
 	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
-	uint32_t max = FERRY_MAX(LOCKED_PIECE_BYTES / page_bytes, 1u);
+	uint64_t end = run->first_page + run->n_pages, to;
 	struct ferry_run piece = *run;
-	uint32_t n = 0;
-	int rc = 0;
 
-	pthread_mutex_lock(&t->discard_lock);
-	piece.n_pages = FERRY_MIN(run->n_pages, max);
-	while (n < piece.n_pages &&
-	       !ferry_pager_is_zero(&t->pager, run->region, run->first_page + n))
-		n++;
-	if (n) {
-		piece.n_pages = n;
-		rc = copy(t, &piece, data, placed);
-	} else {
-		while (n < piece.n_pages &&
-		       ferry_pager_is_zero(&t->pager, run->region, run->first_page + n))
-			n++;
-		*placed = (struct ferry_placed){.n_dup = n};
+	to = ferry_bitmap_next_clear(known, run->first_page, end);
+	if (to > run->first_page) {
+		*placed = (struct ferry_placed){.n_dup = (uint32_t)(to - run->first_page)};
+		atomic_fetch_add_explicit(&t->counters.pages_duplicate, placed->n_dup,
+					  memory_order_relaxed);
+		return 0;
 	}
-	pthread_mutex_unlock(&t->discard_lock);
-	return rc;
+	to = ferry_bitmap_next_set(known, run->first_page, end);
+	piece.n_pages = (uint32_t)(to - run->first_page);
+	if (t->has_discards)
+		piece.n_pages = FERRY_MIN(piece.n_pages,
+					  FERRY_MAX(LOCKED_PIECE_BYTES / page_bytes, 1u));
+	return copy(t, &piece, data, placed);
 }
 
 /* Threads may have begun to wait before the source's word came: they get their zeros now. */
@@ -111,8 +110,11 @@ int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const
 		const uint8_t *from = (const uint8_t *)data + (size_t)*done * page_bytes;
 		struct ferry_placed placed;
 
-		rc = t->has_discards ? copy_unless_discarded(t, &rest, from, &placed)
-				     : copy(t, &rest, from, &placed);
+		if (t->has_discards)
+			pthread_mutex_lock(&t->discard_lock);
+		rc = copy_start(t, &rest, from, &placed);
+		if (t->has_discards)
+			pthread_mutex_unlock(&t->discard_lock);
 		*done += placed.n_new + placed.n_dup;
 		*n_new += placed.n_new;
 	}

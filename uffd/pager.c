@@ -90,11 +90,6 @@ uint64_t ferry_pager_discarded(struct ferry_pager *p, const struct ferry_run *ru
 	return make_known(p, run);
 }
 
-bool ferry_pager_is_zero(const struct ferry_pager *p, uint32_t region, uint64_t page)
-{
-	return ferry_bitmap_test(&p->regions[region].zero, page);
-}
-
 bool ferry_pager_next_waiting(const struct ferry_pager *p, uint32_t region, uint64_t *page,
 			      uint64_t end)
 {

@@ -73,12 +73,6 @@ uint64_t ferry_pager_said_zero(struct ferry_pager *p, const struct ferry_run *ru
  */
 uint64_t ferry_pager_discarded(struct ferry_pager *p, const struct ferry_run *run);
 
-/*
- * Is @page of the region discarded or said to be zero, so that content which arrives for it late
- * must not be placed?
- */
-bool ferry_pager_is_zero(const struct ferry_pager *p, uint32_t region, uint64_t page);
-
 /**
  * ferry_pager_next_waiting() - pages that were asked for and are said to be zero
  * @page: in: where to look from; out: the page found
