@@ -82,7 +82,7 @@ enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
 struct ferry_migrate_config {
 	const char *qmp_path;
 	struct ferry_addr to;
-	int stop_fd;	 /* readable: cancel (before Commit); after that it is refused */
+	int stop_fd;	 /* readable: cancel (before Commit), or leave (after); -1 for none */
 	uint32_t n_bulk; /* bulk connections; 0: a default of 1 */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;

@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the source of a switchover does, action by action. */
+#include "migrate/switch_source.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/net.h"
+#include "base/util.h"
+
+#define DIAL_TIMEOUT_MS	  5000
+#define REDIAL_TIMEOUT_MS 1000
+#define REDIAL_MIN_MS	  50u
+#define REDIAL_MAX_MS	  1000u
+/* Stopping waits for the guest's disk writes that are under way. */
+#define STOP_TIMEOUT_MS	  60000
+#define CANCEL_TIMEOUT_MS 5000
+#define STATE_NAME	  "pageferry-state" /* of the pipe, at QEMU */
+
+/* --- endings -------------------------------------------------------------------------------- */
+
+void ferry_source_close_link(struct ferry_switch_source *s)
+{
+	ferry_watch_remove(&s->watch, s->link.fd);
+	ferry_channel_close(&s->link);
+}
+
+void ferry_source_close_state(struct ferry_switch_source *s)
+{
+	ferry_watch_remove(&s->watch, s->state_fd);
+	ferry_close(TAKE_FD(s->state_fd));
+}
+
+enum ferry_switch_event ferry_source_vmm_gone(struct ferry_switch_source *s)
+{
+	ferry_fail(&s->why, FERRY_LOST, -ECONNRESET,
+		   "the source's QEMU has ended, or closed its monitor");
+	ferry_watch_remove(&s->watch, ferry_qmp_fd(s->qmp));
+	ferry_qemu_setup_fini(&s->setup);
+	ferry_qmp_free(s->qmp);
+	s->qmp = NULL;
+	return FERRY_EV_VMM_GONE;
+}
+
+/* The event that an error of the monitor amounts to. */
+static enum ferry_switch_event vmm_failed(struct ferry_switch_source *s, int rc)
+{
+	return rc == -ECONNRESET ? ferry_source_vmm_gone(s) : FERRY_EV_FAILED;
+}
+
+static enum ferry_switch_event link_failed(struct ferry_switch_source *s, int rc, const char *what)
+{
+	ferry_fail_errno(&s->why, FERRY_LINK, rc, "sending %s to the target", what);
+	ferry_source_close_link(s);
+	return rc == -ECANCELED ? FERRY_EV_USER_STOP : FERRY_EV_LINK_LOST;
+}
+
+/* --- check ---------------------------------------------------------------------------------- */
+
+static int open_sources(struct ferry_switch_source *s)
+{
+	struct ferry_server_config config = {
+		.sources = s->sources, .n_sources = s->qemu.n_ram, .log = s->config->log};
+
+	for (uint32_t i = 0; i < s->qemu.n_ram; i++) {
+		struct ferry_qemu_ram *r = &s->qemu.ram[i];
+		int rc = ferry_source_open_fd(&s->sources[i], r->desc.name, TAKE_FD(r->fd),
+					      r->offset, r->desc.n_pages * r->desc.page_bytes,
+					      r->desc.page_bytes, &s->why);
+
+		if (rc < 0)
+			return rc;
+	}
+	return ferry_server_new(&s->server, &config, &s->why);
+}
+
+static int open_link(struct ferry_switch_source *s, int timeout_ms, struct ferry_failure *f)
+{
+	int rc = ferry_channel_dial(&s->link, &s->config->to, &s->hello, timeout_ms,
+				    s->config->stop_fd, f);
+
+	if (rc < 0)
+		return rc;
+	s->hello.epoch++;
+	ferry_watch_add(&s->watch, s->link.fd, FERRY_WATCH_LINK);
+	return 0;
+}
+
+static int open_state_pipe(struct ferry_switch_source *s)
+{
+	int fds[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
+		return ferry_fail_errno(&s->why, FERRY_REFUSE, -errno, "socketpair");
+	s->state_fd = fds[0];
+	s->state_peer_fd = fds[1];
+	return 0;
+}
+
+static int look_at_vmm(struct ferry_switch_source *s)
+{
+	int rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);
+
+	if (rc < 0)
+		return rc;
+	ferry_watch_add(&s->watch, ferry_qmp_fd(s->qmp), FERRY_WATCH_VMM);
+	rc = ferry_qemu_inspect_source(&s->qemu, s->qmp, s->config->log, &s->why);
+	if (!rc)
+		rc = open_sources(s);
+	if (!rc)
+		rc = ferry_qemu_setup_apply(&s->setup, s->qmp, FERRY_SIDE_SOURCE, s->config->log,
+					    &s->why);
+	return rc;
+}
+
+enum ferry_switch_event ferry_source_check(struct ferry_switch_source *s)
+{
+	int rc = ferry_watch_init(&s->watch);
+
+	if (rc < 0) {
+		ferry_fail_errno(&s->why, FERRY_REFUSE, rc, "epoll");
+		return FERRY_EV_FAILED;
+	}
+	ferry_watch_add(&s->watch, s->config->stop_fd, FERRY_WATCH_STOP);
+	rc = look_at_vmm(s);
+	if (!rc)
+		rc = open_state_pipe(s);
+	if (rc < 0) {
+		ferry_fail_prefix(&s->why, "source");
+		return s->qmp ? vmm_failed(s, rc) : FERRY_EV_FAILED;
+	}
+	s->hello = (struct ferry_hello){.side = FERRY_SIDE_SOURCE, .role = FERRY_ROLE_SWITCHOVER};
+	if (getrandom(s->hello.session.bytes, sizeof(s->hello.session.bytes), 0) !=
+	    sizeof(s->hello.session.bytes)) {
+		ferry_fail_errno(&s->why, FERRY_REFUSE, -errno, "getrandom");
+		return FERRY_EV_FAILED;
+	}
+	rc = open_link(s, DIAL_TIMEOUT_MS, &s->why);
+	if (rc < 0) {
+		ferry_fail_prefix(&s->why, "target");
+		return FERRY_EV_FAILED;
+	}
+	return FERRY_EV_CHECKED;
+}
+
+/* --- attach --------------------------------------------------------------------------------- */
+
+static enum ferry_switch_event send_prepare(struct ferry_switch_source *s)
+{
+	struct ferry_prepare *p = &s->m.prepare;
+	int rc;
+
+	s->m = (struct ferry_message){.type = FERRY_FRAME_PREPARE};
+	snprintf(p->vm, sizeof(p->vm), "%s", s->qemu.name);
+	snprintf(p->vmm_version, sizeof(p->vmm_version), "%s", s->qemu.version);
+	snprintf(p->machine, sizeof(p->machine), "%s", s->qemu.machine);
+	p->n_bulk = s->n_bulk;
+	p->paused = !s->qemu.runs;
+	ferry_qemu_layout(&s->qemu, &p->layout);
+	rc = ferry_channel_send(&s->link, &s->m, s->config->stop_fd);
+	return rc < 0 ? link_failed(s, rc, "Prepare") : FERRY_EV_NOTHING;
+}
+
+static enum ferry_switch_event dial_pages(struct ferry_switch_source *s)
+{
+	int rc;
+
+	ferry_server_hold(s->server);
+	rc = ferry_server_start(s->server, &s->why);
+	if (!rc)
+		rc = ferry_server_dial(s->server, &s->config->to, &s->hello.session, s->n_bulk, 0,
+				       &s->why);
+	return rc < 0 ? FERRY_EV_FAILED : FERRY_EV_NOTHING;
+}
+
+/* --- stop, device state --------------------------------------------------------------------- */
+
+static enum ferry_switch_event stop_guest(struct ferry_switch_source *s)
+{
+	/* All that can be done while the guest runs: QEMU gets its end of the pipe. */
+	int rc = ferry_qmp_give_fd(s->qmp, STATE_NAME, s->state_peer_fd, &s->why);
+
+	if (rc < 0)
+		return vmm_failed(s, rc);
+	ferry_close(TAKE_FD(s->state_peer_fd));
+	s->stop_ns = ferry_now_ns();
+	if (s->qemu.runs)
+		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "stop", NULL, NULL, &s->why);
+	s->stopped_ns = ferry_now_ns();
+	s->result->stop_ns = s->stopped_ns - s->stop_ns;
+	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_GUEST_STOPPED;
+}
+
+static enum ferry_switch_event start_state(struct ferry_switch_source *s)
+{
+	int rc;
+
+	ferry_watch_add(&s->watch, s->state_fd, FERRY_WATCH_STATE);
+	s->state_started = true;
+	rc = ferry_qmp_execute(s->qmp, "migrate", json_pack("{s:s}", "uri", "fd:" STATE_NAME), NULL,
+			       &s->why);
+	s->state_over = rc == -EREMOTEIO; /* it has not even begun */
+	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
+}
+
+static enum ferry_switch_event send_simple(struct ferry_switch_source *s, enum ferry_frame_type type)
+{
+	struct ferry_message m = {.type = type};
+	int rc;
+
+	if (type == FERRY_FRAME_DEVICE_STATE_END)
+		m.device_state_end.total_bytes = s->result->device_state_bytes;
+	rc = ferry_channel_send(&s->link, &m, s->config->stop_fd);
+	return rc < 0 ? link_failed(s, rc, ferry_frame_type_name(type)) : FERRY_EV_NOTHING;
+}
+
+static enum ferry_switch_event serve_pages(struct ferry_switch_source *s)
+{
+	return ferry_server_serve(s->server, &s->why) < 0 ? FERRY_EV_FAILED : FERRY_EV_NOTHING;
+}
+
+/* --- confirm -------------------------------------------------------------------------------- */
+
+/* From here on nothing is cancelled: a Commit half sent may have been read. */
+static enum ferry_switch_event send_commit(struct ferry_switch_source *s)
+{
+	struct ferry_message m = {.type = FERRY_FRAME_COMMIT};
+	uint64_t now = ferry_now_ns();
+	int rc;
+
+	if (!s->loaded_ns) {
+		s->loaded_ns = now;
+		s->result->device_state_ns = now - s->stopped_ns;
+	}
+	m.commit.stopped_for_ns = s->qemu.runs ? now - s->stop_ns : 0;
+	rc = ferry_channel_send(&s->link, &m, -1);
+	return rc < 0 ? link_failed(s, rc, "Commit") : FERRY_EV_NOTHING;
+}
+
+static void plan_redial(struct ferry_switch_source *s)
+{
+	s->redial_ms = s->redial_ms ? FERRY_MIN(s->redial_ms * 2, REDIAL_MAX_MS) : REDIAL_MIN_MS;
+	s->redial_ns = ferry_now_ns() + s->redial_ms * (uint64_t)FERRY_NS_PER_MS;
+}
+
+enum ferry_switch_event ferry_source_redial(struct ferry_switch_source *s)
+{
+	struct ferry_failure why = {0};
+	int rc;
+
+	if (!s->redial_ns || ferry_now_ns() < s->redial_ns)
+		return FERRY_EV_NOTHING;
+	rc = open_link(s, REDIAL_TIMEOUT_MS, &why);
+	if (rc < 0) {
+		ferry_debug(s->config->log, "the switchover connection: %s", why.text);
+		plan_redial(s);
+		return FERRY_EV_NOTHING;
+	}
+	s->redial_ns = 0;
+	s->redial_ms = 0;
+	ferry_info(s->config->log, "the switchover connection is open again");
+	return FERRY_EV_LINK_UP;
+}
+
+/* --- undo ----------------------------------------------------------------------------------- */
+
+/*
+ * A migration that goes on could still stop the guest again, and QEMU refuses to resume one in the
+ * middle of it: wait for its end.
+ */
+static void cancel_state(struct ferry_switch_source *s)
+{
+	uint64_t deadline = ferry_now_ns() + CANCEL_TIMEOUT_MS * (uint64_t)FERRY_NS_PER_MS;
+	bool over = !s->state_started || s->state_over;
+	int rc = 0;
+
+	if (!s->qmp || over)
+		goto out;
+	rc = ferry_qmp_execute(s->qmp, "migrate_cancel", NULL, NULL, NULL);
+	ferry_source_close_state(s);
+	while (!over && rc != -ECONNRESET && ferry_now_ns() < deadline) {
+		struct ferry_qmp_message m;
+		const char *status;
+
+		rc = ferry_qmp_event(s->qmp, &m, NULL);
+		if (!rc)
+			(void)ferry_net_wait(ferry_qmp_fd(s->qmp), POLLIN, 100, -1);
+		if (rc <= 0)
+			continue;
+		status = json_string_value(json_object_get(m.body, "status"));
+		over = status && (!strcmp(status, "cancelled") || !strcmp(status, "failed") ||
+				  !strcmp(status, "completed"));
+		ferry_qmp_message_fini(&m);
+	}
+	if (rc == -ECONNRESET)
+		ferry_source_vmm_gone(s);
+out:
+	ferry_source_close_state(s);
+}
+
+static void cont_guest(struct ferry_switch_source *s)
+{
+	struct ferry_failure why = {0};
+	int rc;
+
+	if (!s->qmp || !s->stop_ns || !s->qemu.runs)
+		return;
+	rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "cont", NULL, NULL, &why);
+	if (!rc) {
+		ferry_info(s->config->log, "the guest runs on at the source; it stood still for %.1f ms",
+			   (double)(ferry_now_ns() - s->stop_ns) / FERRY_NS_PER_MS);
+		return;
+	}
+	if (rc == -ECONNRESET) {
+		ferry_source_vmm_gone(s);
+		return;
+	}
+	ferry_fail(&s->story, FERRY_REFUSE, s->story.err,
+		   "%.200s; AND THE GUEST STANDS STILL: %.150s; resume it by 'cont' in the monitor of "
+		   "the source's QEMU",
+		   s->why.text, why.text);
+}
+
+/* The target may hold a loaded guest and wait for our word; it would not give up by itself. */
+static void tell_abort(struct ferry_switch_source *s)
+{
+	s->m = (struct ferry_message){.type = FERRY_FRAME_ABORT};
+	snprintf(s->m.abort.reason, sizeof(s->m.abort.reason), "%.*s", FERRY_MAX_TEXT - 1,
+		 s->why.text);
+	if (s->link.fd < 0 && s->stopped_said)
+		(void)open_link(s, REDIAL_TIMEOUT_MS, NULL);
+	if (s->link.fd >= 0)
+		(void)ferry_channel_send(&s->link, &s->m, -1);
+	ferry_source_close_link(s);
+}
+
+static void close_pages(struct ferry_switch_source *s)
+{
+	if (s->server)
+		ferry_server_stop(s->server);
+}
+
+static enum ferry_switch_event undo(struct ferry_switch_source *s, enum ferry_switch_action action)
+{
+	switch (action) {
+	case FERRY_DO_CANCEL_STATE:
+		cancel_state(s);
+		break;
+	case FERRY_DO_CONT_GUEST:
+		cont_guest(s);
+		break;
+	case FERRY_DO_TELL_ABORT:
+		tell_abort(s);
+		break;
+	case FERRY_DO_CLOSE_PAGES:
+		close_pages(s);
+		break;
+	case FERRY_DO_RESTORE_VMM:
+		if (s->qmp)
+			ferry_qemu_setup_restore(&s->setup);
+		break;
+	default:
+		break;
+	}
+	return FERRY_EV_NOTHING;
+}
+
+enum ferry_switch_event ferry_source_perform(struct ferry_switch_source *s,
+					     enum ferry_switch_action action)
+{
+	switch (action) {
+	case FERRY_DO_SEND_PREPARE:
+		return send_prepare(s);
+	case FERRY_DO_DIAL_PAGES:
+		return dial_pages(s);
+	case FERRY_DO_STOP_GUEST:
+		return stop_guest(s);
+	case FERRY_DO_SEND_STOPPED:
+		s->stopped_said = true;
+		return send_simple(s, FERRY_FRAME_STOPPED);
+	case FERRY_DO_START_STATE:
+		return start_state(s);
+	case FERRY_DO_SERVE_PAGES:
+		return serve_pages(s);
+	case FERRY_DO_SEND_STATE_END:
+		return send_simple(s, FERRY_FRAME_DEVICE_STATE_END);
+	case FERRY_DO_SEND_COMMIT:
+		return send_commit(s);
+	case FERRY_DO_REDIAL:
+		plan_redial(s);
+		return FERRY_EV_NOTHING;
+	default:
+		return undo(s, action);
+	}
+}

@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the target of a switchover does, action by action. */
+#include "migrate/switch_target.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/net.h"
+#include "base/util.h"
+#include "migrate/qemu_ram.h"
+
+/* QEMU reads the device state as fast as it loads it, which may need pages from the source. */
+#define LOAD_TIMEOUT_MS 30000
+#define CONT_TIMEOUT_MS 60000
+#define STATE_NAME	"pageferry-state" /* of the pipe, at QEMU */
+
+/* --- the link and the monitor ---------------------------------------------------------------- */
+
+void ferry_target_side_close_link(struct ferry_switch_target *s)
+{
+	ferry_watch_remove(&s->watch, s->link.fd);
+	ferry_channel_close(&s->link);
+}
+
+enum ferry_switch_event ferry_target_side_vmm_gone(struct ferry_switch_target *s)
+{
+	ferry_fail(&s->why, FERRY_LOST, -ECONNRESET,
+		   "the target's QEMU has ended%s, or closed its monitor; its own log says why",
+		   s->core.machine.state == FERRY_TGT_LOADING ||
+				   s->core.machine.state == FERRY_TGT_FINISHING ?
+			   " while it loaded the device state" :
+			   "");
+	if (s->qmp) {
+		ferry_watch_remove(&s->watch, ferry_qmp_fd(s->qmp));
+		ferry_qemu_setup_fini(&s->setup);
+		ferry_qmp_free(s->qmp);
+		s->qmp = NULL;
+	}
+	return FERRY_EV_VMM_GONE;
+}
+
+/* The event that an error of the monitor amounts to. */
+static enum ferry_switch_event vmm_failed(struct ferry_switch_target *s, int rc)
+{
+	return rc == -ECONNRESET ? ferry_target_side_vmm_gone(s) : FERRY_EV_FAILED;
+}
+
+enum ferry_switch_event ferry_target_side_take_link(struct ferry_switch_target *s)
+{
+	struct ferry_failure why = {0};
+	struct ferry_hello hello;
+	int fd = ferry_acceptor_take(s->acceptor, &hello);
+
+	if (fd < 0)
+		return FERRY_EV_NOTHING;
+	/* A newer one of the same session: the source has lost the old one. */
+	ferry_target_side_close_link(s);
+	if (ferry_channel_welcome(&s->link, fd, FERRY_SIDE_TARGET, &hello, &why) < 0) {
+		s->why = why;
+		return FERRY_EV_LINK_LOST;
+	}
+	s->hello = hello;
+	ferry_watch_add(&s->watch, s->link.fd, FERRY_WATCH_LINK);
+	return FERRY_EV_LINK_UP;
+}
+
+/* --- check ---------------------------------------------------------------------------------- */
+
+static int look_at_vmm(struct ferry_switch_target *s)
+{
+	int rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);
+
+	if (rc < 0)
+		return rc;
+	ferry_watch_add(&s->watch, ferry_qmp_fd(s->qmp), FERRY_WATCH_VMM);
+	rc = ferry_qemu_inspect_target(&s->qemu, s->qmp, s->config->log, &s->why);
+	if (!rc)
+		rc = ferry_qemu_setup_apply(&s->setup, s->qmp, FERRY_SIDE_TARGET, s->config->log,
+					    &s->why);
+	return rc;
+}
+
+enum ferry_switch_event ferry_target_side_check(struct ferry_switch_target *s)
+{
+	int rc = ferry_watch_init(&s->watch);
+
+	if (rc < 0) {
+		ferry_fail_errno(&s->why, FERRY_REFUSE, rc, "epoll");
+		return FERRY_EV_FAILED;
+	}
+	ferry_watch_add(&s->watch, s->config->stop_fd, FERRY_WATCH_STOP);
+	rc = look_at_vmm(s);
+	if (rc < 0) {
+		ferry_fail_prefix(&s->why, "target");
+		return s->qmp ? vmm_failed(s, rc) : FERRY_EV_FAILED;
+	}
+	rc = ferry_acceptor_start(&s->acceptor, s->config->listen_fd, s->config->log, &s->why);
+	if (rc < 0)
+		return FERRY_EV_FAILED;
+	ferry_watch_add(&s->watch, ferry_acceptor_fd(s->acceptor), FERRY_WATCH_ACCEPTOR);
+	return FERRY_EV_CHECKED;
+}
+
+/* --- attach --------------------------------------------------------------------------------- */
+
+static int make_target(struct ferry_switch_target *s)
+{
+	struct ferry_target_region regions[FERRY_MAX_REGIONS];
+	struct ferry_target_config config = {
+		.uffd = FERRY_UFFD_NONE,
+		.regions = regions,
+		.n_regions = s->qemu.n_ram,
+		.n_bulk = s->n_bulk,
+		.max_bytes_per_second = s->config->max_bytes_per_second,
+		.log = s->config->log,
+	};
+	uint64_t begin = ferry_now_ns();
+	int rc;
+
+	for (uint32_t i = 0; i < s->qemu.n_ram; i++)
+		regions[i] = (struct ferry_target_region){.desc = s->qemu.ram[i].desc,
+							  .start = s->qemu.ram[i].start,
+							  .kind = s->qemu.ram[i].kind};
+	rc = ferry_uffd_attach(&config.uffd, s->qemu.pid, FERRY_TARGET_UFFD_FEATURES, &s->why);
+	if (rc < 0)
+		return rc;
+	s->result->attach_ns = ferry_now_ns() - begin;
+	return ferry_target_new(&s->target, &config, &s->why);
+}
+
+static int open_load_pipe(struct ferry_switch_target *s)
+{
+	int fds[2], rc;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
+		return ferry_fail_errno(&s->why, FERRY_REFUSE, -errno, "socketpair");
+	s->load_fd = fds[0];
+	s->load_peer_fd = fds[1];
+	rc = ferry_qmp_give_fd(s->qmp, STATE_NAME, s->load_peer_fd, &s->why);
+	if (!rc)
+		ferry_close(TAKE_FD(s->load_peer_fd));
+	return rc;
+}
+
+static enum ferry_switch_event attach(struct ferry_switch_target *s)
+{
+	int rc = make_target(s);
+
+	/* Again, now that nobody can add a page unseen. */
+	if (!rc)
+		rc = ferry_qemu_check_empty(&s->qemu, &s->why);
+	if (!rc)
+		rc = ferry_target_start(s->target, &s->why);
+	if (!rc)
+		rc = ferry_target_expect(s->target, &s->hello.session, s->n_bulk, &s->why);
+	if (!rc)
+		rc = open_load_pipe(s);
+	if (rc < 0) {
+		ferry_fail_prefix(&s->why, "attach");
+		return vmm_failed(s, rc);
+	}
+	ferry_acceptor_set_target(s->acceptor, s->target);
+	return FERRY_EV_ATTACHED;
+}
+
+static int send_simple(struct ferry_switch_target *s, enum ferry_frame_type type)
+{
+	struct ferry_message m = {.type = type};
+	int rc;
+
+	if (s->link.fd < 0)
+		return -ENOTCONN;
+	if (type == FERRY_FRAME_PING)
+		m.ping.sent_ns = ferry_now_ns();
+	if (type == FERRY_FRAME_RUNNING)
+		m.running.downtime_ns = s->result->downtime_ns;
+	rc = ferry_channel_send(&s->link, &m, s->config->stop_fd);
+	if (rc < 0) {
+		ferry_fail_errno(&s->why, FERRY_LINK, rc, "sending %s to the source",
+				 ferry_frame_type_name(type));
+		ferry_target_side_close_link(s);
+	}
+	return rc;
+}
+
+static enum ferry_switch_event send_prepared(struct ferry_switch_target *s)
+{
+	int rc = send_simple(s, FERRY_FRAME_PREPARED);
+
+	if (!rc)
+		rc = send_simple(s, FERRY_FRAME_PING);
+	return rc < 0 ? FERRY_EV_LINK_LOST : FERRY_EV_NOTHING;
+}
+
+/* --- device state --------------------------------------------------------------------------- */
+
+static enum ferry_switch_event start_load(struct ferry_switch_target *s)
+{
+	int rc;
+
+	s->load_started = true;
+	rc = ferry_qmp_execute(s->qmp, "migrate-incoming", json_pack("{s:s}", "uri", "fd:" STATE_NAME),
+			       NULL, &s->why);
+	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
+}
+
+enum ferry_switch_event ferry_target_side_load(struct ferry_switch_target *s, const void *data,
+					       size_t len)
+{
+	int rc;
+
+	if (s->core.machine.state != FERRY_TGT_LOADING) {
+		ferry_fail(&s->why, FERRY_REFUSE, -EPROTO, "device state came out of place");
+		return FERRY_EV_FAILED;
+	}
+	s->load_bytes += len;
+	if (s->load_bytes > FERRY_MAX_DEVICE_STATE) {
+		ferry_fail(&s->why, FERRY_REFUSE, -EFBIG, "there is no end to the device state");
+		return FERRY_EV_FAILED;
+	}
+	rc = ferry_net_write_all(s->load_fd, data, len, LOAD_TIMEOUT_MS, s->config->stop_fd);
+	if (!rc)
+		return FERRY_EV_NOTHING;
+	if (rc == -ECANCELED) {
+		ferry_fail(&s->why, FERRY_REFUSE, rc, "stopped by the user");
+		return FERRY_EV_USER_STOP;
+	}
+	ferry_fail_errno(&s->why, FERRY_REFUSE, rc,
+			 "the target's QEMU does not take the device state (its own log says why)");
+	return FERRY_EV_FAILED;
+}
+
+/* --- run ------------------------------------------------------------------------------------ */
+
+static enum ferry_switch_event run_guest(struct ferry_switch_target *s)
+{
+	uint64_t now;
+	int rc = 0;
+
+	if (s->paused)
+		ferry_info(s->config->log, "the guest was paused when it left and stays paused");
+	else
+		rc = ferry_qmp_execute_within(s->qmp, CONT_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
+	if (rc < 0)
+		return rc == -ECONNRESET ? ferry_target_side_vmm_gone(s) : FERRY_EV_RUN_REFUSED;
+	now = ferry_now_ns();
+	if (!s->paused) {
+		s->result->downtime_ns = s->stopped_for_ns + s->rtt_ns / 2 + (now - s->commit_ns);
+		ferry_info(s->config->log, "the guest runs here; it stood still for about %.1f ms",
+			   (double)s->result->downtime_ns / FERRY_NS_PER_MS);
+	}
+	return FERRY_EV_GUEST_RUNS;
+}
+
+/* --- undo ----------------------------------------------------------------------------------- */
+
+static void drop_load(struct ferry_switch_target *s)
+{
+	ferry_close(TAKE_FD(s->load_fd));
+	ferry_close(TAKE_FD(s->load_peer_fd));
+}
+
+static void tell_abort(struct ferry_switch_target *s)
+{
+	s->m = (struct ferry_message){.type = FERRY_FRAME_ABORT};
+	snprintf(s->m.abort.reason, sizeof(s->m.abort.reason), "%.*s", FERRY_MAX_TEXT - 1,
+		 s->why.text);
+	if (s->link.fd >= 0)
+		(void)ferry_channel_send(&s->link, &s->m, -1);
+	ferry_target_side_close_link(s);
+}
+
+static void tell_lost(struct ferry_switch_target *s)
+{
+	if (s->link.fd >= 0)
+		ferry_channel_refuse(s->link.fd, FERRY_ERROR_INTERNAL, s->why.text);
+	ferry_target_side_close_link(s);
+}
+
+static void abandon(struct ferry_switch_target *s)
+{
+	if (!s->target)
+		return;
+	ferry_acceptor_set_target(s->acceptor, NULL);
+	ferry_target_abandon(s->target);
+	ferry_target_stats(s->target, &s->result->stats);
+	ferry_target_free(s->target);
+	s->target = NULL;
+}
+
+static enum ferry_switch_event undo(struct ferry_switch_target *s, enum ferry_switch_action action)
+{
+	switch (action) {
+	case FERRY_DO_DROP_LOAD:
+		drop_load(s);
+		break;
+	case FERRY_DO_TELL_ABORT:
+		tell_abort(s);
+		break;
+	case FERRY_DO_TELL_LOST:
+		tell_lost(s);
+		break;
+	case FERRY_DO_ABANDON:
+		abandon(s);
+		break;
+	case FERRY_DO_RESTORE_VMM:
+		if (s->qmp)
+			ferry_qemu_setup_restore(&s->setup);
+		break;
+	default:
+		break;
+	}
+	return FERRY_EV_NOTHING;
+}
+
+enum ferry_switch_event ferry_target_side_perform(struct ferry_switch_target *s,
+						  enum ferry_switch_action action)
+{
+	switch (action) {
+	case FERRY_DO_FREE_SEAT:
+		ferry_acceptor_free_seat(s->acceptor);
+		return FERRY_EV_NOTHING;
+	case FERRY_DO_ATTACH:
+		return attach(s);
+	case FERRY_DO_SEND_PREPARED:
+		return send_prepared(s);
+	case FERRY_DO_START_LOAD:
+		return start_load(s);
+	case FERRY_DO_SEND_LOADED:
+		return send_simple(s, FERRY_FRAME_LOADED) < 0 ? FERRY_EV_LINK_LOST :
+								FERRY_EV_NOTHING;
+	case FERRY_DO_RUN_GUEST:
+		return run_guest(s);
+	case FERRY_DO_SEND_RUNNING:
+		/* When it does not arrive, the source asks again. */
+		(void)send_simple(s, FERRY_FRAME_RUNNING);
+		return FERRY_EV_NOTHING;
+	case FERRY_DO_PUSH:
+		(void)ferry_target_push(s->target);
+		return FERRY_EV_NOTHING;
+	default:
+		return undo(s, action);
+	}
+}
