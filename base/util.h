@@ -10,17 +10,15 @@
 #define FERRY_MIB		(1024u * 1024u)
 #define FERRY_PAGE_SIZE_DEFAULT 4096u
 
-#define FERRY_MIN(a, b)                                                                            \
+/* Each argument is evaluated once; the names are new each time, so that uses may be nested. */
+#define FERRY_MIN(a, b)		    FERRY_PICK_(a, b, <, __COUNTER__)
+#define FERRY_MAX(a, b)		    FERRY_PICK_(a, b, >, __COUNTER__)
+#define FERRY_PICK_(a, b, op, n)    FERRY_PICK_AS_(a, b, op, n)
+#define FERRY_PICK_AS_(a, b, op, n)                                                                \
 	({                                                                                         \
-		__typeof__(a) a_ = (a);                                                            \
-		__typeof__(b) b_ = (b);                                                            \
-		a_ < b_ ? a_ : b_;                                                                 \
-	})
-#define FERRY_MAX(a, b)                                                                            \
-	({                                                                                         \
-		__typeof__(a) a_ = (a);                                                            \
-		__typeof__(b) b_ = (b);                                                            \
-		a_ > b_ ? a_ : b_;                                                                 \
+		__typeof__(a) a_##n = (a);                                                         \
+		__typeof__(b) b_##n = (b);                                                         \
+		a_##n op b_##n ? a_##n : b_##n;                                                    \
 	})
 
 /* A guest-physical and a host-virtual address can't be swapped by mistake. */
