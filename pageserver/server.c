@@ -309,3 +309,8 @@ int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd,
 			return rc;
 	}
 }
+
+int ferry_server_events_fd(const struct ferry_server *s)
+{
+	return s->event_fd;
+}

@@ -102,4 +102,7 @@ enum ferry_server_event {
 int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd,
 		      struct ferry_failure *f);
 
+/* Readable (POLLIN) while ferry_server_wait() has something to tell. Borrowed until _free. */
+int ferry_server_events_fd(const struct ferry_server *s);
+
 #endif

@@ -91,7 +91,7 @@ struct ferry_target {
 	struct ferry_engine_counters counters;
 	struct ferry_histogram fault_ns, local_ns;
 	struct ferry_trace *trace; /* owned; NULL when nothing is traced */
-	_Atomic bool link_up, gone;
+	_Atomic bool link_up, gone, complete;
 	_Atomic uint32_t n_holes_left; /* ranges that may still be unregistered early */
 
 	pthread_mutex_t overtaken_lock;

@@ -52,6 +52,8 @@ void ferry_engine_notify(struct ferry_target *t, enum ferry_target_event type,
 {
 	struct ferry_engine_event *e;
 
+	if (type == FERRY_TARGET_COMPLETE)
+		atomic_store(&t->complete, true);
 	pthread_mutex_lock(&t->lock);
 	/* The owner is slow: the oldest that is no verdict goes. The same thing is not said twice. */
 	e = t->n_events ? &t->events[(t->events_begin + t->n_events - 1) % FERRY_ENGINE_EVENTS]
@@ -353,11 +355,15 @@ int ferry_target_dial(struct ferry_target *t, const struct ferry_addr *from, int
 {
 	int rc;
 
+	if (t->session_running)
+		return ferry_fail(f, FERRY_REFUSE, -EBUSY, "this target has a session already");
 	if (getrandom(t->session.bytes, sizeof(t->session.bytes), 0) != sizeof(t->session.bytes))
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "getrandom");
 	t->dials = true;
 	t->from = *from;
 	pthread_mutex_lock(&t->lock);
+	t->first_done = false;
+	t->next_epoch = 0;
 	rc = -pthread_create(&t->session_thread, NULL, ferry_engine_session_thread, t);
 	t->session_running = !rc;
 	pthread_mutex_unlock(&t->lock);
@@ -379,7 +385,11 @@ int ferry_target_dial(struct ferry_target *t, const struct ferry_addr *from, int
 	rc = t->first_rc;
 	if (rc < 0 && f)
 		*f = t->first_why;
+	/* After a failed first attempt the thread ends by itself. */
+	t->session_running = !rc;
 	pthread_mutex_unlock(&t->lock);
+	if (rc < 0)
+		pthread_join(t->session_thread, NULL);
 	return rc;
 }
 
@@ -429,6 +439,16 @@ int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
 		if (rc < 0)
 			return rc;
 	}
+}
+
+int ferry_target_events_fd(const struct ferry_target *t)
+{
+	return t->events_fd;
+}
+
+bool ferry_target_is_complete(const struct ferry_target *t)
+{
+	return atomic_load(&t->complete);
 }
 
 struct ferry_trace *ferry_target_trace(struct ferry_target *t)

@@ -82,7 +82,8 @@ int ferry_target_start(struct ferry_target *t, struct ferry_failure *f);
  * ferry_target_dial() - open a session to a page server, and keep it open
  * Returns once all connections are open and the layouts fit.
  * @stop_fd: gives up the first attempt; -1 for none
- * Errors: LINK (cannot connect) or REFUSE (the server said no, layouts differ), in @f.
+ * Errors: LINK (cannot connect) or REFUSE (the server said no, layouts differ), in @f. May then be
+ * called again.
  */
 int ferry_target_dial(struct ferry_target *t, const struct ferry_addr *from, int stop_fd,
 		      struct ferry_failure *f);
@@ -127,6 +128,12 @@ enum ferry_target_event {
  */
 int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
 		      struct ferry_failure *f);
+
+/* Readable (POLLIN) while ferry_target_wait() has something to tell. Borrowed until _free. */
+int ferry_target_events_fd(const struct ferry_target *t);
+
+/* Was FERRY_TARGET_COMPLETE said? Any thread. */
+bool ferry_target_is_complete(const struct ferry_target *t);
 
 /*
  * The records of every fault, and where to add marks (by one thread). Borrowed until _free; NULL when
