@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The public face of the target's engine, for memory of this process. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/addr.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/util.h"
+#include "lib/internal.h"
+#include "uffd/target.h"
+
+struct pageferry_lazy {
+	struct ferry_target *target; /* owned */
+	struct ferry_lib_log log;
+	pthread_mutex_t connecting; /* one at a time */
+	_Atomic bool connected;	    /* _connect has returned 0 */
+};
+
+#define OPTIONS_LEAST sizeof(struct pageferry_lazy_options)
+#define STATS_LEAST   sizeof(struct pageferry_lazy_stats)
+
+static int make_target(struct pageferry_lazy *l, const struct pageferry_region *in, uint32_t n,
+		       const struct pageferry_lazy_options *o, struct ferry_failure *f)
+{
+	_cleanup_free_ struct ferry_lib_region *checked = NULL;
+	_cleanup_free_ struct ferry_target_region *regions = NULL;
+	struct ferry_target_config config = {.n_bulk = o->n_bulk,
+					     .max_bytes_per_second = o->max_bytes_per_second,
+					     .no_trace = true,
+					     .log = l->log.log.sink ? &l->log.log : NULL};
+	sigset_t saved;
+	int rc;
+
+	checked = calloc(FERRY_MAX_REGIONS, sizeof(*checked));
+	regions = calloc(FERRY_MAX_REGIONS, sizeof(*regions));
+	if (!checked || !regions)
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "regions");
+	rc = ferry_lib_regions(checked, in, n, f);
+	if (rc < 0)
+		return rc;
+	for (uint32_t i = 0; i < n; i++)
+		regions[i] = (struct ferry_target_region){checked[i].desc, checked[i].start,
+							  checked[i].kind};
+	rc = ferry_uffd_open(&config.uffd, FERRY_TARGET_UFFD_FEATURES, f);
+	if (rc < 0)
+		return rc;
+	config.regions = regions;
+	config.n_regions = n;
+	rc = ferry_target_new(&l->target, &config, f);
+	if (rc < 0)
+		return rc;
+	ferry_lib_signals_block(&saved);
+	rc = ferry_target_start(l->target, f);
+	ferry_lib_signals_restore(&saved);
+	return rc;
+}
+
+int pageferry_lazy_new(struct pageferry_lazy **out, const struct pageferry_region *regions,
+		       uint32_t n_regions, const struct pageferry_lazy_options *options,
+		       struct pageferry_error *e)
+{
+	struct pageferry_lazy_options o = {0};
+	struct ferry_failure f = {0};
+	struct pageferry_lazy *l;
+	int rc = 0;
+
+	if (!out)
+		return ferry_lib_tell(
+			e, &f,
+			ferry_fail(&f, FERRY_REFUSE, -EINVAL, "no room for the result given"));
+	if (options)
+		rc = ferry_lib_options(&o, sizeof(o), OPTIONS_LEAST, options, &f);
+	if (!rc && o.n_bulk > FERRY_MAX_BULK)
+		rc = ferry_fail(&f, FERRY_REFUSE, -EINVAL, "options: %u connections; at most %d",
+				o.n_bulk, FERRY_MAX_BULK);
+	if (rc < 0)
+		return ferry_lib_tell(e, &f, rc);
+	l = calloc(1, sizeof(*l));
+	if (!l)
+		return ferry_lib_tell(e, &f, -ENOMEM);
+	pthread_mutex_init(&l->connecting, NULL);
+	ferry_lib_log_init(&l->log, o.log, o.log_ctx, o.log_level);
+	rc = make_target(l, regions, n_regions, &o, &f);
+	if (rc < 0) {
+		pageferry_lazy_abandon(l);
+		return ferry_lib_tell(e, &f, rc);
+	}
+	*out = l;
+	return 0;
+}
+
+int pageferry_lazy_connect(struct pageferry_lazy *l, const char *from, struct pageferry_error *e)
+{
+	struct ferry_failure f = {0};
+	struct ferry_addr addr;
+	sigset_t saved;
+	int rc;
+
+	if (!l || !from)
+		return ferry_lib_tell(e, &f, -EINVAL);
+	rc = ferry_addr_parse(&addr, from, &f);
+	if (rc < 0)
+		return ferry_lib_tell(e, &f, rc);
+	pthread_mutex_lock(&l->connecting);
+	if (l->connected) {
+		rc = ferry_fail(&f, FERRY_REFUSE, -EISCONN, "it was connected before");
+	} else {
+		ferry_lib_signals_block(&saved);
+		rc = ferry_target_dial(l->target, &addr, -1, &f);
+		ferry_lib_signals_restore(&saved);
+		l->connected = !rc;
+	}
+	pthread_mutex_unlock(&l->connecting);
+	return ferry_lib_tell(e, &f, rc);
+}
+
+const void *pageferry_lazy_state(const struct pageferry_lazy *l, uint32_t *bytes)
+{
+	const void *state;
+	uint32_t n;
+
+	if (!l || !bytes)
+		return NULL;
+	*bytes = 0;
+	if (!l->connected)
+		return NULL;
+	state = ferry_target_state(l->target, &n);
+	*bytes = n;
+	return n ? state : NULL;
+}
+
+int pageferry_lazy_push(struct pageferry_lazy *l)
+{
+	if (!l)
+		return -EINVAL;
+	return l->connected ? ferry_target_push(l->target) : -ENOTCONN;
+}
+
+int pageferry_lazy_fd(const struct pageferry_lazy *l)
+{
+	return l ? ferry_target_events_fd(l->target) : -EINVAL;
+}
+
+static enum pageferry_event event_of(int event)
+{
+	switch (event) {
+	case FERRY_TARGET_OPEN:
+		return PAGEFERRY_OPEN;
+	case FERRY_TARGET_LINK_LOST:
+		return PAGEFERRY_LINK_LOST;
+	case FERRY_TARGET_COMPLETE:
+		return PAGEFERRY_COMPLETE;
+	case FERRY_TARGET_GONE:
+	case FERRY_TARGET_FAILED:
+		return PAGEFERRY_FAILED;
+	default:
+		return PAGEFERRY_NOTHING;
+	}
+}
+
+int pageferry_lazy_wait(struct pageferry_lazy *l, int timeout_ms, struct pageferry_error *e)
+{
+	struct ferry_failure f = {0};
+	int rc;
+
+	if (!l || timeout_ms < -1)
+		return ferry_lib_tell(e, &f, -EINVAL);
+	rc = ferry_target_wait(l->target, timeout_ms, -1, &f);
+	if (rc < 0)
+		return ferry_lib_tell(e, &f, rc);
+	ferry_lib_tell_event(e, &f);
+	return (int)event_of(rc);
+}
+
+static double percentile_us(const struct ferry_histogram *h, unsigned int permille)
+{
+	return (double)ferry_histogram_percentile(h, permille) / FERRY_NS_PER_US;
+}
+
+int pageferry_lazy_stats(const struct pageferry_lazy *l, struct pageferry_lazy_stats *out)
+{
+	_cleanup_free_ struct ferry_target_stats *st = NULL;
+	struct pageferry_lazy_stats mine;
+
+	if (!l || !out)
+		return -EINVAL;
+	st = calloc(1, sizeof(*st));
+	if (!st)
+		return -ENOMEM;
+	ferry_target_stats(l->target, st);
+	mine = (struct pageferry_lazy_stats){
+		.pages_total = st->pages_total,
+		.pages_resident = st->pages_known,
+		.pages_urgent = st->pages_urgent,
+		.pages_pushed = st->pages_pushed,
+		.pages_zero = st->pages_zero,
+		.pages_present = st->pages_present,
+		.pages_discarded = st->discarded_pages,
+		.wire_bytes = st->wire_bytes,
+		.faults = st->faults,
+		.requests = st->requests,
+		.resumes = st->resumes,
+		.is_connected = st->link_up,
+		.fault_n = st->fault_ns.n,
+		.fault_p50_us = percentile_us(&st->fault_ns, 500),
+		.fault_p99_us = percentile_us(&st->fault_ns, 990),
+		.fault_p999_us = percentile_us(&st->fault_ns, 999),
+		.fault_max_us = (double)st->fault_ns.max_ns / FERRY_NS_PER_US,
+	};
+	return ferry_lib_result(out, &mine, sizeof(mine), STATS_LEAST);
+}
+
+static void lazy_free(struct pageferry_lazy *l)
+{
+	ferry_target_free(l->target);
+	pthread_mutex_destroy(&l->connecting);
+	free(l);
+}
+
+int pageferry_lazy_close(struct pageferry_lazy *l)
+{
+	if (!l)
+		return 0;
+	if (!ferry_target_is_complete(l->target))
+		return -EBUSY;
+	lazy_free(l);
+	return 0;
+}
+
+void pageferry_lazy_abandon(struct pageferry_lazy *l)
+{
+	if (!l)
+		return;
+	if (l->target)
+		ferry_target_abandon(l->target);
+	lazy_free(l);
+}
