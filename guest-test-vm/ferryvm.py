@@ -226,12 +226,17 @@ class Console:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(self.record.path("serial"))
             sock.sendall(command.encode() + b"\n")
-            # QEMU drops what the guest's UART has not taken yet when the client goes. After two lines
-            # the guest has run for a tenth of a second, and has taken it.
-            sock.settimeout(5)
-            newlines = 0
-            try:
-                while newlines < 2 and (data := sock.recv(4096)):
-                    newlines += data.count(b"\n")
-            except (TimeoutError, ConnectionResetError):
-                pass
+            # Held until the guest has taken all of it, for what its UART has no room for goes with the
+            # client; and until a pause, for QEMU writes the character that it sends to a client which goes
+            # into the log a second time.
+            output = b""
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline:
+                poll = select.poll()
+                poll.register(sock, select.POLLIN)
+                if poll.poll(20):
+                    if not (data := sock.recv(4096)):
+                        break
+                    output += data
+                elif output.count(b"\n") >= 2 and output.endswith(b"\n"):
+                    break
