@@ -175,7 +175,6 @@ static int finish(struct attach *a, const struct ferry_failure *f, int status)
 	char text[SUMMARY_MAX];
 
 	ferry_target_stats(a->target, &stats);
-	report_target(&a->job.report, &stats);
 	json_put_count(o, "ram_bytes", a->ram_bytes);
 	json_put_all(o, json_target(&stats));
 	json_put(o, "total_ms", json_ms(total_ns));

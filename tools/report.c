@@ -232,6 +232,9 @@ static void link_lost(struct report *r, const char *why)
 /* What the counters tell of the link. A break may have come and gone since the last ones. */
 static void watch_link(struct report *r, bool is_resumed, enum link link)
 {
+	/* A target that has everything needs no link. */
+	if (link == LINK_DOWN && r->now.pages_known == r->now.pages_total)
+		link = LINK_NOT_TOLD;
 	if (is_resumed || (link == LINK_DOWN && r->has_link))
 		link_lost(r, "a connection ended");
 	if (r->link_is_lost && (is_resumed || link == LINK_UP))
@@ -249,9 +252,12 @@ static void advance(struct report *r, const struct progress *p, enum link link)
 	r->now = *p;
 	take_rates(r, now_ns);
 	watch_link(r, is_resumed, link);
-	if (r->has_json && now_ns - r->json_ns >= JSON_NS) {
+	/* A server that idles for days says nothing new. */
+	if (r->has_json && now_ns - r->json_ns >= JSON_NS &&
+	    (link != LINK_NOT_TOLD || p->wire_bytes != r->told_bytes)) {
 		json_t *o = json_object();
 
+		r->told_bytes = p->wire_bytes;
 		put_progress(o, &r->now);
 		put_json(r, "progress", o, true);
 		r->json_ns = now_ns;

@@ -37,6 +37,7 @@ struct report {
 	struct progress now;
 	struct progress sampled; /* what the rates were last taken from, at ->sampled_ns */
 	uint64_t sampled_ns, json_ns, bar_ns;
+	uint64_t told_bytes; /* of the last progress in JSON */
 };
 
 /* @command: lives as long as the report. */
