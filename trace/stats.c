@@ -125,7 +125,7 @@ static void count(struct ferry_stats *s, const struct ferry_trace_record *rec,
 	s->n_clamped += split->clamped_ns != 0;
 	s->n_beyond += split->clamped_ns > split->uncertainty_ns;
 	s->max_clamped_ns = FERRY_MAX(s->max_clamped_ns, split->clamped_ns);
-	if (ferry_split_has(split, FERRY_STAGE_OUT))
+	if (ferry_split_has(split, FERRY_SPAN_OUT))
 		s->max_uncertainty_ns = FERRY_MAX(s->max_uncertainty_ns, split->uncertainty_ns);
 	s->max_batch = FERRY_MAX(s->max_batch, (uint64_t)rec->fault.batch);
 	s->max_outstanding = FERRY_MAX(s->max_outstanding, (uint64_t)rec->fault.outstanding);
@@ -139,11 +139,11 @@ static int add_fault(struct ferry_stats *s, const struct ferry_trace_record *rec
 	count(s, rec, split);
 	if (!rc && !(rec->flags & FERRY_FAULT_F_LOCAL))
 		rc = ferry_series_add(&s->total, split->total_ns);
-	for (unsigned int stage = 0; !rc && stage < FERRY_N_STAGES; stage++)
+	for (unsigned int stage = 0; !rc && stage < FERRY_N_SPANS; stage++)
 		if (ferry_split_has(split, stage))
 			rc = ferry_series_add(&s->stages[stage], split->ns[stage]);
 	if (!rc &&
-	    (ferry_split_has(split, FERRY_STAGE_OUT) || ferry_split_has(split, FERRY_STAGE_NET)))
+	    (ferry_split_has(split, FERRY_SPAN_OUT) || ferry_split_has(split, FERRY_SPAN_NET)))
 		rc = ferry_series_add(&s->net, split->net_ns);
 	if (!rc && rec->flags & FERRY_FAULT_F_BUSY)
 		rc = ferry_series_add(&s->busy, rec->fault.notice_ns);
@@ -200,7 +200,7 @@ void ferry_stats_fini(struct ferry_stats *s)
 	ferry_series_fini(&s->net);
 	ferry_series_fini(&s->busy);
 	ferry_series_fini(&s->woken);
-	for (unsigned int i = 0; i < FERRY_N_STAGES; i++)
+	for (unsigned int i = 0; i < FERRY_N_SPANS; i++)
 		ferry_series_fini(&s->stages[i]);
 	groups_fini(&s->threads);
 	groups_fini(&s->regions);
@@ -246,7 +246,7 @@ static void live_fault(struct ferry_live_stats *s, const struct ferry_trace_reco
 	s->n_resent += !!(rec->flags & FERRY_FAULT_F_RESENT);
 	if (!(rec->flags & FERRY_FAULT_F_LOCAL))
 		ferry_histogram_add(&s->total, split.total_ns);
-	for (unsigned int stage = 0; stage < FERRY_N_STAGES; stage++)
+	for (unsigned int stage = 0; stage < FERRY_N_SPANS; stage++)
 		if (ferry_split_has(&split, stage))
 			ferry_histogram_add(&s->stages[stage], split.ns[stage]);
 	if (rec->fault.received_ns)

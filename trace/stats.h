@@ -40,7 +40,7 @@ struct ferry_stats_groups {
 struct ferry_stats {
 	struct ferry_series total;  /* faults that went to the source, first message to woken */
 	struct ferry_series waits;  /* every message, also those that joined and local ones */
-	struct ferry_series stages[FERRY_N_STAGES];
+	struct ferry_series stages[FERRY_N_SPANS];
 	struct ferry_series net;    /* out and back together: exact */
 	struct ferry_series busy;   /* upper bounds of the time before the read: see record.h */
 	struct ferry_series woken;  /* waits for a CPU after the wake-up, sampled */
@@ -68,7 +68,7 @@ size_t ferry_stats_slowest(const struct ferry_stats *s, const struct ferry_trace
 /* --- live ------------------------------------------------------------------------------------- */
 
 struct ferry_live_stats {
-	struct ferry_histogram total, stages[FERRY_N_STAGES];
+	struct ferry_histogram total, stages[FERRY_N_SPANS];
 	struct ferry_clock_bounds clock;
 	uint64_t n_faults, n_joined, n_local, n_pushed, n_resent;
 	uint64_t pages_answered, pages_pushed, pages_said_zero, pages_in_vain;

@@ -31,7 +31,7 @@ static uint64_t sum(const struct ferry_split *s)
 {
 	uint64_t n = 0;
 
-	for (unsigned int i = 0; i < FERRY_N_STAGES; i++)
+	for (unsigned int i = 0; i < FERRY_N_SPANS; i++)
 		if (ferry_split_has(s, i))
 			n += s->ns[i];
 	return n;
@@ -44,15 +44,15 @@ Test(trace_stages, with_clocks_that_agree_each_stage_is_exact)
 
 	ferry_split_at(&rec, true, 123456789, 5, &s);
 	cr_assert_eq(s.total_ns, 150000);
-	cr_assert_eq(s.ns[FERRY_STAGE_QUEUE], 10000);
-	cr_assert_eq(s.ns[FERRY_STAGE_OUT], 20000);
-	cr_assert_eq(s.ns[FERRY_STAGE_SOURCE], 30000);
-	cr_assert_eq(s.ns[FERRY_STAGE_BACK], 40000);
-	cr_assert_eq(s.ns[FERRY_STAGE_PLACE], 50000);
+	cr_assert_eq(s.ns[FERRY_SPAN_QUEUE], 10000);
+	cr_assert_eq(s.ns[FERRY_SPAN_OUT], 20000);
+	cr_assert_eq(s.ns[FERRY_SPAN_SOURCE], 30000);
+	cr_assert_eq(s.ns[FERRY_SPAN_BACK], 40000);
+	cr_assert_eq(s.ns[FERRY_SPAN_PLACE], 50000);
 	cr_assert_eq(s.net_ns, 60000);
 	cr_assert_eq(s.clamped_ns, 0);
 	cr_assert_eq(sum(&s), s.total_ns);
-	cr_assert_not(ferry_split_has(&s, FERRY_STAGE_OUTAGE));
+	cr_assert_not(ferry_split_has(&s, FERRY_SPAN_OUTAGE));
 }
 
 /* Wrong by more than a direction took: that one becomes 0, the other all of the network, the sum
@@ -63,9 +63,9 @@ static void check_clamp(int64_t error_ns, uint64_t out, uint64_t clamped)
 	struct ferry_split s;
 
 	ferry_split_at(&rec, true, error_ns, 70000, &s);
-	cr_assert_eq(s.ns[FERRY_STAGE_OUT], out);
-	cr_assert_eq(s.ns[FERRY_STAGE_BACK], 60000 - out);
-	cr_assert_eq(s.ns[FERRY_STAGE_SOURCE], 30000);
+	cr_assert_eq(s.ns[FERRY_SPAN_OUT], out);
+	cr_assert_eq(s.ns[FERRY_SPAN_BACK], 60000 - out);
+	cr_assert_eq(s.ns[FERRY_SPAN_SOURCE], 30000);
 	cr_assert_eq(s.clamped_ns, clamped);
 	cr_assert_eq(sum(&s), s.total_ns);
 }
@@ -86,9 +86,9 @@ Test(trace_stages, without_clocks_the_source_is_exact_and_the_network_one_figure
 	struct ferry_split s;
 
 	ferry_split_at(&rec, false, 0, 0, &s);
-	cr_assert_eq(s.ns[FERRY_STAGE_NET], 60000);
-	cr_assert_eq(s.ns[FERRY_STAGE_SOURCE], 30000);
-	cr_assert_not(ferry_split_has(&s, FERRY_STAGE_OUT));
+	cr_assert_eq(s.ns[FERRY_SPAN_NET], 60000);
+	cr_assert_eq(s.ns[FERRY_SPAN_SOURCE], 30000);
+	cr_assert_not(ferry_split_has(&s, FERRY_SPAN_OUT));
 	cr_assert_eq(sum(&s), s.total_ns);
 }
 
@@ -99,16 +99,16 @@ Test(trace_stages, source_times_that_can_not_be_are_not_used)
 
 	rec.fault.source_answered_ns = rec.fault.source_received_ns + 90001; /* more than it took */
 	ferry_split_at(&rec, true, 0, 0, &s);
-	cr_assert_eq(s.ns[FERRY_STAGE_REMOTE], 90000);
+	cr_assert_eq(s.ns[FERRY_SPAN_REMOTE], 90000);
 	cr_assert_eq(sum(&s), s.total_ns);
 	rec.fault.source_answered_ns = rec.fault.source_received_ns - 1;
 	ferry_split_at(&rec, true, 0, 0, &s);
-	cr_assert_eq(s.ns[FERRY_STAGE_REMOTE], 90000);
+	cr_assert_eq(s.ns[FERRY_SPAN_REMOTE], 90000);
 	rec.fault.source_received_ns = 0;
 	rec.fault.source_answered_ns = 0;
 	ferry_split_at(&rec, true, 0, 0, &s);
-	cr_assert_eq(s.ns[FERRY_STAGE_REMOTE], 90000);
-	cr_assert_not(ferry_split_has(&s, FERRY_STAGE_SOURCE));
+	cr_assert_eq(s.ns[FERRY_SPAN_REMOTE], 90000);
+	cr_assert_not(ferry_split_has(&s, FERRY_SPAN_SOURCE));
 }
 
 Test(trace_stages, each_way_a_fault_can_end)
@@ -119,8 +119,8 @@ Test(trace_stages, each_way_a_fault_can_end)
 	/* Asked again after a loss. */
 	rec.fault.first_sent_ns = 1002000;
 	ferry_split_at(&rec, true, 0, 0, &s);
-	cr_assert_eq(s.ns[FERRY_STAGE_QUEUE], 2000);
-	cr_assert_eq(s.ns[FERRY_STAGE_OUTAGE], 8000);
+	cr_assert_eq(s.ns[FERRY_SPAN_QUEUE], 2000);
+	cr_assert_eq(s.ns[FERRY_SPAN_OUTAGE], 8000);
 	cr_assert_eq(sum(&s), s.total_ns);
 
 	/* The push was faster, sent or not. */
@@ -128,18 +128,18 @@ Test(trace_stages, each_way_a_fault_can_end)
 	rec.fault.received_ns = rec.fault.source_received_ns = rec.fault.source_answered_ns = 0;
 	rec.flags = FERRY_FAULT_F_PUSHED;
 	ferry_split_at(&rec, true, 0, 0, &s);
-	cr_assert_eq(s.ns[FERRY_STAGE_QUEUE], 10000);
-	cr_assert_eq(s.ns[FERRY_STAGE_PUSH], 140000);
+	cr_assert_eq(s.ns[FERRY_SPAN_QUEUE], 10000);
+	cr_assert_eq(s.ns[FERRY_SPAN_PUSH], 140000);
 	rec.fault.sent_ns = rec.fault.first_sent_ns = 0;
 	ferry_split_at(&rec, true, 0, 0, &s);
-	cr_assert_eq(s.ns[FERRY_STAGE_PUSH], 150000);
-	cr_assert_eq(s.has, 1u << FERRY_STAGE_PUSH);
+	cr_assert_eq(s.ns[FERRY_SPAN_PUSH], 150000);
+	cr_assert_eq(s.has, 1u << FERRY_SPAN_PUSH);
 
 	/* From here. */
 	rec.flags = FERRY_FAULT_F_LOCAL;
 	ferry_split_at(&rec, true, 0, 0, &s);
-	cr_assert_eq(s.ns[FERRY_STAGE_LOCAL], 150000);
-	cr_assert_eq(s.has, 1u << FERRY_STAGE_LOCAL);
+	cr_assert_eq(s.ns[FERRY_SPAN_LOCAL], 150000);
+	cr_assert_eq(s.has, 1u << FERRY_SPAN_LOCAL);
 }
 
 Test(trace_stages, random_times_in_any_order_still_add_up)
