@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One process's end of a micro-VM, driven by lines of text:
+ *
+ *   boot                 make the guest and let it run
+ *   reach N              every vCPU does N more operations
+ *   stop                 stop the vCPUs
+ *   corrupt PAGE BYTE    flip one bit of a data page of the stopped guest
+ *   serve ADDR           stop it if it runs, and serve its memory and registers
+ *   take ADDR            make memory lazy, take registers, and run at once
+ *   lost                 wait until the link is lost
+ *   complete             wait until all memory has moved
+ *   release              (source) let the memory go
+ *   verify               the guest looks at all of its pages
+ *   stats                what the guest has seen so far
+ *   quit
+ *
+ * The answer is one line: "ok", with "key=value" behind it, or "error: ...".
+ */
+#ifndef MICROVM_MONITOR_H
+#define MICROVM_MONITOR_H
+
+#include <stdio.h>
+
+#include "machine.h"
+
+/* Obey lines of @in until its end or "quit". Return: 0, or 1 when a line failed. */
+int monitor_run(const struct machine_config *config, FILE *in, FILE *out);
+
+#endif

@@ -1,0 +1,142 @@
+#!/usr/bin/python3 -B
+# SPDX-License-Identifier: Apache-2.0
+"""What a running command may still do: nothing that it doesn't need."""
+import os
+import resource
+import shutil
+import signal
+import socket
+import sys
+
+from cli_support import PAGE, Holder, Run, Serve, content, main, need_root, state_of, wait_for
+
+CAP = {"dac_override": 1, "dac_read_search": 2, "sys_ptrace": 19, "sys_admin": 21}
+
+
+def mask(*names):
+    return sum(1 << CAP[n] for n in names)
+
+
+def memory_file(folder):
+    path = os.path.join(folder, "memory")
+    with open(path, "wb") as f:
+        f.write(content(600))
+    return path
+
+
+def check_threads(pid, allowed, bound=None):
+    """Every thread has just these capabilities, and no way to others. @bound: of a root's exec."""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as f:
+            field = dict(line.split(":", 1) for line in f.read().splitlines() if ":" in line)
+        for name in ("CapPrm", "CapEff"):
+            assert int(field[name], 16) == allowed, (name, field[name], field["Name"])
+        assert bound is None or int(field["CapBnd"], 16) == bound, field["CapBnd"]
+        assert int(field["CapInh"], 16) == 0 and int(field["CapAmb"], 16) == 0
+        assert field["NoNewPrivs"].strip() == "1"
+
+
+def n_threads(pid):
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def serving_a_file_takes_nothing(folder):
+    need_root()
+    with Serve("--file", memory_file(folder)) as s:
+        s.event("stage", stage="serve")
+        assert n_threads(s.pid) > 1
+        check_threads(s.pid, 0, bound=0)
+
+
+def serving_a_process_takes_access_to_it(_):
+    need_root()
+    with Holder("anon", 64 * PAGE) as h:
+        os.kill(h.pid, signal.SIGSTOP)
+        wait_for("the process has stopped", lambda: state_of(h.pid) == "T")
+        with Serve("--pid", h.pid, "--match", h.ranges[0]) as s:
+            s.event("stage", stage="serve")
+            check_threads(s.pid, mask("sys_ptrace"))
+
+
+def attaching_takes_access_to_the_process(folder):
+    need_root()
+    with Holder("anon", 600 * PAGE) as h, Serve("--file", memory_file(folder)) as s:
+        with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address,
+                 "--max-rate", "64K") as a:
+            a.event("progress")
+            assert n_threads(a.pid) > 3
+            check_threads(a.pid, mask("sys_ptrace"))
+
+
+def a_foreign_socket_takes_one_capability_more(folder):
+    need_root()
+    path = os.path.join(folder, "pages.sock")
+    with Holder("anon", 600 * PAGE) as h, Serve("--file", memory_file(folder), listen="unix:" + path) as s:
+        os.chown(path, 65534, 65534)
+        with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address,
+                 "--max-rate", "64K") as a:
+            a.event("progress")
+            check_threads(a.pid, mask("sys_ptrace", "dac_override"))
+
+
+def a_switchover_takes_access_to_qemu(folder):
+    need_root()
+    path = os.path.join(folder, "qmp.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as qmp:
+        qmp.bind(path)
+        qmp.listen(5)  # a QEMU that never says anything
+        with Run("receive", "--json", "--qmp", path, "--listen", "127.0.0.1:0") as r:
+            to = r.event("listening")["address"]
+            check_threads(r.pid, mask("sys_ptrace", "dac_read_search", "sys_admin"))
+            with Run("migrate", "--json", "--qmp", path, "--to", to, "--postcopy") as m:
+                m.event("stage")
+                check_threads(m.pid, mask("sys_ptrace", "dac_read_search"))
+                m.child.send_signal(signal.SIGTERM)
+                m.end(1)
+            r.child.send_signal(signal.SIGTERM)
+            r.end(1)
+
+
+def memory_stays_out_of_core_dumps_and_reach(folder):
+    """A process that can't be dumped belongs to root in /proc, also when another user runs it."""
+    need_root()
+    program = os.path.join(folder, "pageferry")
+    shutil.copy(Run.program, program)
+    os.chmod(folder, 0o755)
+    path = memory_file(folder)
+    os.chmod(path, 0o644)
+
+    def be_nobody():
+        os.setgid(65534)
+        os.setuid(65534)
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    Run.program, ours = program, Run.program
+    try:
+        with Run("serve", "--json", "--file", path, "--listen", "127.0.0.1:0", before=be_nobody) as s:
+            s.event("stage", stage="serve")
+            with open(f"/proc/{s.pid}/status", encoding="ascii") as f:
+                assert "Uid:\t65534\t65534" in f.read()
+            assert os.stat(f"/proc/{s.pid}/mem").st_uid == 0
+            check_threads(s.pid, 0)
+            status, _, err = s.stop()
+            assert status == 0, err
+            # Without a folder for it, there is no control socket, and that is said.
+            assert "'pageferry status' won't find this command" in err, err
+    finally:
+        Run.program = ours
+
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            [
+                serving_a_file_takes_nothing,
+                serving_a_process_takes_access_to_it,
+                attaching_takes_access_to_the_process,
+                a_foreign_socket_takes_one_capability_more,
+                a_switchover_takes_access_to_qemu,
+                memory_stays_out_of_core_dumps_and_reach,
+            ]
+        )
+    )

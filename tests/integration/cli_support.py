@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the pageferry program share: running it, and a process with memory to fill.
+
+A test file is run with the program's path as its first argument, and calls main() with its tests.
+"""
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+PAGE = os.sysconf("SC_PAGESIZE")
+LIMIT_S = 60  # how long anything may take before a test fails
+PR_SET_PDEATHSIG = 1
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Skip(Exception):
+    pass
+
+
+def die_with_parent():
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class Run:
+    """One run of the program. Its children end when the test does."""
+
+    program = None
+
+    def __init__(self, *args, **more):
+        self.args = [str(a) for a in args]
+        more.setdefault("stdout", subprocess.PIPE)
+        more.setdefault("stderr", subprocess.PIPE)
+        before = more.pop("before", None)
+
+        def prepare():
+            die_with_parent()
+            if before:
+                before()
+
+        self.child = subprocess.Popen(
+            [Run.program, *self.args], stdin=subprocess.DEVNULL, preexec_fn=prepare, **more
+        )
+        self.pid = self.child.pid
+        self.out, self.err = b"", b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.child.poll() is None:
+            self.child.kill()
+        self.child.wait()
+        for f in (self.child.stdout, self.child.stderr):
+            if f:
+                f.close()
+
+    def read_line(self):
+        """The next line of standard output, or "" at its end."""
+        fd = self.child.stdout.fileno()
+        end = time.monotonic() + LIMIT_S
+        while b"\n" not in self.out:
+            left = end - time.monotonic()
+            assert left > 0 and select.select([fd], [], [], left)[0], f"{self.args}: says nothing"
+            got = os.read(fd, 65536)
+            if not got:
+                break
+            self.out += got
+        line, _, self.out = self.out.partition(b"\n")
+        return line.decode()
+
+    def event(self, name, **wanted):
+        """Reads JSON lines up to one of this event (and members)."""
+        while True:
+            line = self.read_line()
+            assert line, f"{self.args}: ended without the event '{name}': {self.rest()}"
+            o = json.loads(line)
+            if o["event"] == name and all(o.get(k) == v for k, v in wanted.items()):
+                return o
+            assert o["event"] not in ("completed", "failed"), f"before '{name}': {line}"
+
+    def rest(self):
+        """Waits for the end. Returns (exit status, standard output, standard error)."""
+        out, err = self.child.communicate(timeout=LIMIT_S)
+        return self.child.returncode, (self.out + (out or b"")).decode(), (err or b"").decode()
+
+    def stop(self):
+        self.child.send_signal(signal.SIGTERM)
+        return self.rest()
+
+    def end(self, status=0):
+        """Waits for the end, which must be with this status. Returns the last JSON line."""
+        got, out, err = self.rest()
+        assert got == status, f"{self.args}: exit status {got}, not {status}: {out}{err}"
+        last = json.loads(out.splitlines()[-1])
+        assert last["event"] == ("completed" if status == 0 else "failed"), last
+        assert last["exit"] == status, last
+        return last
+
+
+def run(*args, **more):
+    """Runs the program to its end. Returns (exit status, standard output, standard error)."""
+    with Run(*args, **more) as r:
+        return r.rest()
+
+
+def json_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class Serve(Run):
+    """pageferry serve --json, with the address that it listens on."""
+
+    def __init__(self, *args, listen="127.0.0.1:0"):
+        super().__init__("serve", "--json", "--listen", listen, *args)
+        self.address = self.event("listening")["address"]
+
+
+# A process whose memory is filled. It reads commands (what, region, ...) and answers each by a line.
+HOLDER = r"""
+import ctypes, hashlib, mmap, os, sys
+kind, name, *sizes = sys.argv[1:]
+regions = []
+for n in map(int, sizes):
+    if kind == "memfd":
+        fd = os.memfd_create(name)
+        os.ftruncate(fd, n)
+        m = mmap.mmap(fd, n)
+    else:
+        m = mmap.mmap(-1, n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    regions.append(m)
+    print(hex(ctypes.addressof(ctypes.c_char.from_buffer(m))), flush=True)
+for line in sys.stdin:
+    what, region, *args = line.split()
+    m, args = regions[int(region)], [int(x) for x in args]
+    if what == "hash":
+        print(hashlib.sha256(m).hexdigest(), flush=True)
+    elif what == "byte":
+        print(m[args[0]], flush=True)
+    elif what == "write":
+        m[args[0]] = args[1]
+        print("ok", flush=True)
+"""
+
+
+class Holder:
+    """Memory in a process of its own: kind "memfd" (with a name) or "anon", and the sizes of its regions."""
+
+    def __init__(self, kind, *sizes, name="ferry-test"):
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, kind, name, *map(str, sizes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=die_with_parent,
+        )
+        self.pid = self.child.pid
+        starts = [int(self.child.stdout.readline(), 16) for _ in sizes]
+        self.ranges = [f"{a:#x}-{a + n:#x}" for a, n in zip(starts, sizes)]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.child.kill()
+        self.child.wait()
+        self.child.stdin.close()
+        self.child.stdout.close()
+
+    def send(self, what, *args, region=0):
+        words = [what, region, *args]
+        self.child.stdin.write((" ".join(str(w) for w in words) + "\n").encode())
+        self.child.stdin.flush()
+
+    def answers(self, seconds):
+        return bool(select.select([self.child.stdout], [], [], seconds)[0])
+
+    def answer(self):
+        assert self.answers(LIMIT_S), "the process whose memory is filled hangs"
+        return self.child.stdout.readline().decode().strip()
+
+    def ask(self, what, *args, region=0):
+        self.send(what, *args, region=region)
+        return self.answer()
+
+
+def content(n_pages, seed=1):
+    """Pages of every kind: full, of zeros, and with one byte."""
+    out = bytearray()
+    for i in range(n_pages):
+        if i % 7 == 3:
+            out += bytes(PAGE)
+        elif i % 7 == 5:
+            out += bytes(PAGE - 1) + b"x"
+        else:
+            out += bytes((seed + i * 31 + k) & 255 for k in range(64)) * (PAGE // 64)
+    return bytes(out)
+
+
+def wait_for(what, test):
+    """Polls for what nobody announces."""
+    end = time.monotonic() + LIMIT_S
+    while not test():
+        assert time.monotonic() < end, f"waited too long until {what}"
+        time.sleep(0.01)
+
+
+def state_of(pid):
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
+        return f.read().rpartition(")")[2].split()[0]
+
+
+def need_root():
+    if os.geteuid():
+        raise Skip("not run as root")
+
+
+def main(tests):
+    Run.program = os.path.abspath(sys.argv[1])
+    failed = skipped = 0
+    os.environ.pop("XDG_RUNTIME_DIR", None)
+    with tempfile.TemporaryDirectory(prefix="pageferry-") as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder
+        for test in tests:
+            try:
+                test(folder)
+                print(f"ok {test.__name__}", flush=True)
+            except Skip as e:
+                skipped += 1
+                print(f"SKIP: {test.__name__}: {e}", flush=True)
+            except Exception:
+                failed += 1
+                traceback.print_exc()
+                print(f"FAILED {test.__name__}", flush=True)
+    if failed:
+        return 1
+    return 77 if skipped == len(tests) else 0

@@ -1,0 +1,161 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""A running guest moves between processes over the public API.
+
+    microvm_moves.py MICROVM CASE CPU
+
+CASE: moves      with each workload and kind of memory, back and forth
+      many       ten times, several vCPUs
+      cut        the connection is cut in the middle, and opened again
+      killed     the target's process is killed: the source still has the guest's memory
+      corrupt    one bit is changed under way, and the guest notices
+      fast       64 MiB in less than a second
+CPU:  native, or kvm (exits with 77 where that can't be used)
+"""
+import subprocess
+import sys
+import time
+
+from microvm_support import Failed, Forwarder, Monitor
+
+MIB = 1 << 20
+
+
+def check(what, said):
+    if not what:
+        raise Failed(said)
+
+
+def start(program, cpu, *options):
+    return Monitor(program, "--cpu", cpu, *options)
+
+
+def verify(vm, bad="0"):
+    said = vm.tell("verify")
+    check(said["bad"] == bad, f"expected {bad} bad pages: {said}")
+
+
+def move(source, target, via=None):
+    port = int(source.tell("serve 127.0.0.1:0")["address"].rsplit(":", 1)[1])
+    forwarder = via(port) if via else None
+    target.tell(f"take 127.0.0.1:{forwarder.here if forwarder else port}")
+    return forwarder
+
+
+def finish(source, target):
+    said = target.tell("complete")
+    source.tell("complete")
+    source.tell("release")
+    return said
+
+
+def case_moves(program, cpu):
+    for workload in ("sequential", "random", "writes"):
+        for backing in ("anon", "memfd"):
+            options = ("--workload", workload, "--backing", backing, "--memory", "32M")
+            a, b = start(program, cpu, *options), start(program, cpu, *options)
+            a.tell("boot")
+            for source, target in ((a, b), (b, a)):
+                source.tell("reach 2000")
+                move(source, target)
+                target.tell("reach 2000")
+                finish(source, target)
+            verify(a)
+            stats = a.tell("stats")
+            check(int(stats["ops"]) >= 8000, stats)
+            check(a.end() == 0 and b.end() == 0, "exit status")
+            print(f"{workload} {backing}: {stats}")
+
+
+def case_many(program, cpu):
+    done = subprocess.run(
+        [program, "--cpu", cpu, "--moves", "10", "--memory", "32M", "--vcpus", "3", "--ops", "1000"],
+        check=False)
+    check(done.returncode == 0, done.returncode)
+
+
+def case_cut(program, cpu):
+    a, b = start(program, cpu), start(program, cpu)
+    a.tell("boot")
+    forwarder = move(a, b, via=lambda port: Forwarder(port, 8 * MIB))
+    check(forwarder.was_cut.wait(60), "the link was not cut")
+    print(b.tell("lost"))
+    # The guest will want a page that is not there: it waits, and is given nothing else.
+    b.send("verify")
+    check(b.is_silent(0.3), "all pages were looked at while the link was down")
+    forwarder.open(8 * MIB)
+    check(forwarder.was_cut.wait(60), "the link was not cut again")
+    check(b.is_silent(0), "all pages were looked at before they can have come")
+    forwarder.open(1 << 40)
+    said = b.answer()
+    check(said["bad"] == "0", said)
+    said = finish(a, b)
+    check(int(said["resumes"]) >= 2, said)
+    verify(b)
+    check(a.end() == 0 and b.end() == 0, "exit status")
+    print(said)
+
+
+def case_killed(program, cpu):
+    a, b = start(program, cpu), start(program, cpu)
+    a.tell("boot")
+    forwarder = move(a, b, via=lambda port: Forwarder(port, 8 * MIB))
+    check(forwarder.was_cut.wait(60), "the link was not cut")
+    b.kill()
+    # Another target takes the same memory. What the guest did on the first is gone with it.
+    c = start(program, cpu)
+    forwarder.open(1 << 40)
+    c.tell(f"take 127.0.0.1:{forwarder.here}")
+    c.tell("complete")
+    verify(c)
+    check(c.end() == 0, "exit status")
+    a.end()
+
+
+def case_corrupt(program, cpu):
+    a, b = start(program, cpu), start(program, cpu)
+    a.tell("boot")
+    a.tell("stop")
+    a.tell("corrupt 1234 4095")
+    move(a, b)
+    finish(a, b)
+    verify(b, bad="1")
+    verify(b, bad="1")
+    check(a.end() == 0 and b.end() == 0, "exit status")
+
+
+def case_fast(program, cpu):
+    best = None
+    for _ in range(5):
+        a, b = start(program, cpu), start(program, cpu)
+        a.tell("boot")
+        begin = time.monotonic()
+        move(a, b)
+        finish(a, b)
+        took = time.monotonic() - begin
+        best = took if best is None else min(best, took)
+        verify(b)
+        a.end()
+        b.end()
+        if best < 1:
+            break
+    print(f"64 MiB in {best:.3f} s")
+    check(best < 1, "a move of 64 MiB takes more than a second")
+
+
+def main():
+    program, case, cpu = sys.argv[1:4]
+    probe = subprocess.run([program, "--cpu", cpu, "--require-cpu", "--moves", "0"], check=False,
+                           stdout=subprocess.PIPE)
+    if probe.returncode == 77:
+        sys.stdout.buffer.write(probe.stdout)
+        return 77
+    try:
+        globals()["case_" + case](program, cpu)
+    except Failed as e:
+        print(f"FAILED: {e}")
+        return 1
+    return 0
+
+
+sys.exit(main())

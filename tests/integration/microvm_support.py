@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A micro-VM's processes, driven by lines, and a forwarder between them that can be cut."""
+import ctypes
+import select
+import signal
+import socket
+import subprocess
+import threading
+
+ANSWER_S = 120
+PIECE = 65536
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
+
+
+def die_with_parent():
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Failed(Exception):
+    pass
+
+
+class Monitor:
+    """One process's end: see guest-test-vm/microvm/monitor.h for its lines."""
+
+    def __init__(self, program, *options):
+        self.child = subprocess.Popen(
+            [program, "--monitor", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            bufsize=0, preexec_fn=die_with_parent)
+        self.rest = b""
+
+    def send(self, line):
+        self.child.stdin.write(line.encode() + b"\n")
+
+    def answer(self, seconds=ANSWER_S):
+        """The words behind "ok", those with "=" as a dictionary. Nothing in time is a failure."""
+        while b"\n" not in self.rest:
+            if not select.select([self.child.stdout], [], [], seconds)[0]:
+                raise Failed("no answer in time")
+            data = self.child.stdout.read(PIECE)
+            if not data:
+                raise Failed(f"the process has ended: {self.child.wait()}")
+            self.rest += data
+        line, self.rest = self.rest.split(b"\n", 1)
+        text = line.decode()
+        if not text.startswith("ok"):
+            raise Failed(text)
+        return dict(w.split("=", 1) for w in text.split() if "=" in w)
+
+    def tell(self, line):
+        self.send(line)
+        return self.answer()
+
+    def is_silent(self, seconds):
+        """Does no answer come for so long?"""
+        return b"\n" not in self.rest and not select.select([self.child.stdout], [], [], seconds)[0]
+
+    def end(self):
+        self.send("quit")
+        self.child.stdin.close()
+        return self.child.wait(ANSWER_S)
+
+    def kill(self):
+        self.child.kill()
+        self.child.wait()
+
+
+class Forwarder:
+    """Forwards TCP connections to a port, until so many bytes have come back from there."""
+
+    def __init__(self, port, cut_after):
+        self.port = port
+        self.left = cut_after
+        self.was_cut = threading.Event()
+        self.lock = threading.Lock()
+        self.pairs = []
+        self.here = 0
+        self.open(None)
+
+    def open(self, cut_after):
+        self.left = self.left if cut_after is None else cut_after
+        self.listener = socket.create_server(("127.0.0.1", self.here))
+        self.here = self.listener.getsockname()[1]
+        self.was_cut.clear()
+        threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
+
+    def accept(self, listener):
+        while True:
+            try:
+                a, _ = listener.accept()
+            except OSError:
+                return
+            b = socket.create_connection(("127.0.0.1", self.port))
+            with self.lock:
+                self.pairs += [a, b]
+            for x, y, counts in ((a, b, False), (b, a, True)):
+                threading.Thread(target=self.pump, args=(x, y, counts), daemon=True).start()
+
+    def pump(self, a, b, counts):
+        try:
+            while data := a.recv(PIECE):
+                b.sendall(data)
+                if counts:
+                    with self.lock:
+                        self.left -= len(data)
+                        over = self.left <= 0
+                    if over:
+                        self.cut()
+        except OSError:
+            pass
+        for s in (a, b):
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def cut(self):
+        """Break all connections, and take no new ones until open()."""
+        with self.lock:
+            pairs, self.pairs = self.pairs, []
+        # A listener is woken from accept() by shutdown() only.
+        for s in [self.listener, *pairs]:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            s.close()
+        self.was_cut.set()
