@@ -48,7 +48,7 @@ static const char *listen_advice(int err)
 {
 	switch (err) {
 	case -EADDRINUSE:
-		return "; something listens there already: stop it, or choose another address";
+		return "; something is there already: stop it, or choose another address";
 	case -EADDRNOTAVAIL:
 		return "; the address is not one of this host's";
 	case -EACCES:
