@@ -51,7 +51,9 @@ def serve(program, path, addr, log):
         event = json.loads(line)
         if event.get("event") == "listening":
             return child, event["address"]
-    raise SystemExit(f"the page server ended with {child.wait()} before it listened")
+    status = child.wait()
+    log.seek(0)
+    raise SystemExit(f"the page server ended with {status} before it listened: {log.read().strip()}")
 
 
 def run_client(client, proto, addr, path, *more):
