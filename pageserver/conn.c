@@ -159,7 +159,8 @@ void ferry_conn_sweep(struct ferry_server *s)
 
 		if (c->stage != CONN_CLOSED) {
 			at = &c->next;
-		} else if (c->recv_busy || c->send_busy || c->push_busy || c->processing) {
+		} else if (c->recv_busy || c->send_busy || c->read_busy || c->push_busy ||
+			   c->processing) {
 			s->any_closed = true;
 			at = &c->next;
 		} else {

@@ -54,15 +54,19 @@ static void close_conns(struct ferry_peer *p)
 	p->push_wanted = false;
 }
 
-static void lose(struct ferry_peer *p, enum ferry_dial_news news)
+/* The epoch is over; the session waits for the next one. */
+static void end_epoch(struct ferry_peer *p)
 {
-	uint32_t epoch = ferry_session_epoch(p->session);
-
 	ferry_session_lose(p->session);
 	p->since_ns = ferry_now_ns();
 	close_conns(p);
+}
+
+static void lose(struct ferry_peer *p, enum ferry_dial_news news)
+{
+	end_epoch(p);
 	if (p->dialer)
-		ferry_dialer_tell(p->dialer, epoch, news);
+		ferry_dialer_tell(p->dialer, ferry_session_epoch(p->session), news);
 }
 
 void ferry_peer_released(struct ferry_peer *p)
@@ -206,8 +210,7 @@ static int resume(struct ferry_conn *c, struct ferry_peer *p)
 	if (!is_lost(p))
 		ferry_server_post(p->server, FERRY_SERVER_LINK_LOST, FERRY_LINK, -ENOTCONN,
 				  "the target opened the session again");
-	ferry_session_lose(p->session);
-	close_conns(p);
+	end_epoch(p);
 	if (p->push) {
 		c->parked = true;
 		return 1;

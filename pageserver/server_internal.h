@@ -14,7 +14,9 @@
  * its runs are validated, marked as sent, and queued; 3. up to URGENT_PIECES pieces are cut, their
  * frames' headers encoded and one sendmsg is submitted that points into the sources; 4. it mostly
  * completes within the same system call that submits it and re-arms the recv and waits. So an urgent
- * page costs one system call (and one more to look at it, when its source copies).
+ * page costs one system call (and one more to look at it, when its source copies). A page of a
+ * snapshot file that is not in the page cache is first read through the ring, so that the disk of
+ * one session's page keeps no other session waiting.
  *
  * Threads: the loop thread owns all connections and peers. Push threads own their struct ferry_push
  * and write to the bulk sockets, which the loop only reads; the loop shuts a socket down at any
@@ -105,6 +107,7 @@ struct ferry_conn {
 	enum ferry_conn_stage stage;
 	struct ferry_connection proto;
 	bool recv_busy, send_busy, processing;
+	bool read_busy; /* a page on its way from a disk into the page cache */
 	bool push_busy; /* a push thread writes to fd */
 	bool parked;	/* its Hello waits for the end of the last epoch's push */
 	bool tells_release; /* Released is on its way */
@@ -112,7 +115,7 @@ struct ferry_conn {
 	uint64_t rx_ns, ping_ns; /* last received; last Ping sent */
 
 	struct ferry_framebuf in;
-	struct ferry_op recv_op, send_op;
+	struct ferry_op recv_op, send_op, read_op;
 	struct msghdr msg; /* of the send in flight; its iovs are used up as they leave */
 	bool sending_out;  /* it is of @out, not of @urgent */
 	uint8_t out[CONN_OUT_BYTES];

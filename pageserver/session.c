@@ -292,22 +292,23 @@ static int fetch(struct ferry_session *s, struct ferry_cut *c, uint32_t n, uint3
 {
 	const struct ferry_pages *p = s->pages;
 	uint32_t page_bytes = p->layout.regions[c->rest.region].page_bytes;
+	bool copies = p->copies(p->ctx, c->rest.region);
 	struct ferry_run run = c->rest;
 	const void *data;
 	int rc;
 
 	run.n_pages = FERRY_MIN(n, max_bytes < page_bytes ? 1 : max_bytes / page_bytes);
-	if (p->copies(p->ctx, run.region)) {
+	if (copies) {
 		size_t room = (scratch->size - scratch->used) / page_bytes;
 
 		if (!room)
 			return FERRY_CUT_FULL;
 		run.n_pages = (uint32_t)FERRY_MIN(room, (size_t)run.n_pages);
 	}
-	rc = p->get(p->ctx, &run, scratch->data + scratch->used, &data);
+	rc = p->get(p->ctx, &run, copies ? scratch->data + scratch->used : NULL, &data);
 	if (rc < 0)
 		return rc;
-	if (data == scratch->data + scratch->used)
+	if (copies)
 		scratch->used += (size_t)run.n_pages * page_bytes;
 	c->data = data;
 	c->n_have = run.n_pages;

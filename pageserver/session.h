@@ -135,9 +135,10 @@ enum ferry_cut_result {
 /**
  * ferry_session_cut() - the next piece of a run
  * @max_bytes: of a piece with data; at least one page is given
+ * @scratch: may be NULL when no source copies
  * @piece: run and encoding are set; @data: its bytes, NULL for zero pages
  * Return: an enum ferry_cut_result.
- * Errors: of ferry_source_pages() (LOST): @c->rest begins with the page that can't be had.
+ * Errors: of ferry_source_pages() (LOST): one of the first pages of @c->rest can't be had.
  */
 int ferry_session_cut(struct ferry_session *s, struct ferry_cut *c, uint32_t max_bytes,
 		      struct ferry_scratch *scratch, struct ferry_page_run *piece,

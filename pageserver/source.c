@@ -109,6 +109,11 @@ int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_p
 	return s->ops->pages(s, first_page, n_pages, scratch, data);
 }
 
+int ferry_source_disk(const struct ferry_source *s, uint64_t page, uint64_t *offset)
+{
+	return s->ops->disk ? s->ops->disk(s, page, offset) : -1;
+}
+
 int ferry_source_is_zero(struct ferry_source *s, uint64_t page, const void *data)
 {
 	return s->ops->is_zero ? s->ops->is_zero(s, page) : ferry_is_zero(data, s->desc.page_bytes);

@@ -75,6 +75,10 @@ bool ferry_source_copies(const struct ferry_source *s);
 int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_pages,
 		       void *scratch, const void **data);
 
+/* The file that a page is read from when that may take a disk's time; -1 when it can't.
+ * @offset: of the page in it. */
+int ferry_source_disk(const struct ferry_source *s, uint64_t page, uint64_t *offset);
+
 /**
  * ferry_source_is_zero() - is every byte of a page zero?
  * @data: the page's bytes, as ferry_source_pages() gave them

@@ -12,6 +12,8 @@ struct ferry_source_ops {
 	int (*is_zero)(struct ferry_source *s, uint64_t page);
 	/* NULL: no holes are known. */
 	int (*next_data)(struct ferry_source *s, uint64_t from, uint64_t *first, uint64_t *end);
+	/* NULL: never waits for a disk. */
+	int (*disk)(const struct ferry_source *s, uint64_t page, uint64_t *offset);
 	void (*free)(struct ferry_source *s); /* of what the kind owns; not of @s itself */
 };
 

@@ -23,6 +23,7 @@ struct ferry_urgent {
 	uint32_t head, tail; /* taken, added */
 	struct ferry_cut cut; /* of the run at head, once begun */
 	struct ferry_run first;
+	bool warm; /* what comes first was just read from its disk */
 
 	uint8_t headers[URGENT_PIECES][FERRY_PAGE_RUN_BYTES];
 	struct iovec iov[2 * URGENT_PIECES];
@@ -95,6 +96,47 @@ static void count(struct ferry_server *s, const struct ferry_page_run *piece)
 				  piece->run.n_pages, memory_order_relaxed);
 }
 
+static void read_done(struct ferry_server *s, struct ferry_op *op, int res)
+{
+	struct ferry_conn *c = FERRY_CONTAINER(op, struct ferry_conn, read_op);
+
+	(void)s;
+	(void)res; /* if it failed, so will the read that follows, and tell */
+	c->read_busy = false;
+	c->urgent->warm = true;
+	ferry_conn_flush(c);
+}
+
+/* Would the pages that come next make us wait for a disk? Looks at as many as fit into scratch. */
+static bool is_cold(struct ferry_conn *c, bool read_it)
+{
+	struct ferry_urgent *u = c->urgent;
+	const struct ferry_run *run = &u->cut.rest;
+	const struct ferry_server *s = c->server;
+	size_t room = u->scratch.size - u->scratch.used;
+	struct iovec iov = {u->scratch.data + u->scratch.used};
+	struct io_uring_sqe *sqe;
+	uint64_t offset;
+	ssize_t got;
+	int fd = ferry_source_disk(s->config.sources[run->region], run->first_page, &offset);
+
+	if (fd < 0 || u->warm || !ferry_bitmap_test(&s->pages.data[run->region], run->first_page))
+		return false;
+	iov.iov_len = FERRY_MIN(room, (size_t)run->n_pages *
+					      s->pages.layout.regions[run->region].page_bytes);
+	got = preadv2(fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
+	if (got < 0 ? errno == EOPNOTSUPP : (size_t)got == iov.iov_len)
+		return false;
+	if (!read_it)
+		return true;
+	sqe = ferry_loop_sqe(c->server);
+	io_uring_prep_read(sqe, fd, iov.iov_base, (unsigned int)iov.iov_len, offset);
+	c->read_op.done = read_done;
+	io_uring_sqe_set_data(sqe, &c->read_op);
+	c->read_busy = true;
+	return true;
+}
+
 int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 		      struct ferry_run *failed)
 {
@@ -106,7 +148,7 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 
 	*iov = u->iov;
 	*n_iov = 0;
-	if (u->head == u->tail || !atomic_load_explicit(&s->serving, memory_order_acquire))
+	if (c->read_busy || u->head == u->tail || !atomic_load_explicit(&s->serving, memory_order_acquire))
 		return 0;
 	u->scratch.used = 0;
 	u->cut.n_have = 0; /* its bytes were in the scratch memory that is used again now */
@@ -118,6 +160,9 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 
 		if (!u->cut.rest.n_pages)
 			u->cut = (struct ferry_cut){.rest = w->run};
+		/* What is at hand is sent first. */
+		if (!u->cut.n_have && is_cold(c, !i))
+			break;
 		rc = ferry_session_cut(c->peer->session, &u->cut, URGENT_BYTES, &u->scratch, &piece,
 				       &data);
 		if (rc < 0) {
@@ -126,6 +171,7 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 		}
 		if (rc == FERRY_CUT_FULL)
 			break;
+		u->warm = false;
 		if (!i)
 			u->first = piece.run;
 		if (times) {
