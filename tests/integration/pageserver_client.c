@@ -43,9 +43,8 @@ void world_page(uint64_t page, uint8_t *out)
 		words[i] = (page + 1) * 0x9e3779b97f4a7c15u + i;
 }
 
-static int make_memory(uint64_t n_pages, bool sealed)
+static void write_pages(int fd, uint64_t n_pages)
 {
-	int fd = memfd_create("ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	_Alignas(8) uint8_t page[PAGE];
 
 	must(fd >= 0);
@@ -55,18 +54,38 @@ static int make_memory(uint64_t n_pages, bool sealed)
 		if (!world_is_hole(i))
 			must(pwrite(fd, page, PAGE, (off_t)(i * PAGE)) == PAGE);
 	}
+}
+
+static int make_memory(uint64_t n_pages, bool sealed)
+{
+	int fd = memfd_create("ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	write_pages(fd, n_pages);
 	if (sealed)
 		must(!fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK));
 	return fd;
 }
 
-void world_init(struct world *w, uint64_t n_pages, bool sealed,
-		const struct ferry_server_config *config, bool start)
+static int make_disk_file(uint64_t n_pages)
+{
+	char path[] = "/var/tmp/pageferry-test-XXXXXX";
+	int fd = mkstemp(path);
+
+	must(fd >= 0);
+	unlink(path);
+	write_pages(fd, n_pages);
+	must(!fsync(fd));
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	return fd;
+}
+
+static void init(struct world *w, int fd, uint64_t n_pages,
+		 const struct ferry_server_config *config, bool start)
 {
 	struct ferry_server_config c = config ? *config : (struct ferry_server_config){0};
 	struct ferry_addr any = {.host = "127.0.0.1", .port = "0"};
 	struct ferry_failure f = {0};
-	int fd = make_memory(n_pages, sealed), listen_fd;
+	int listen_fd;
 
 	*w = (struct world){.n_pages = n_pages, .memfd = fcntl(fd, F_DUPFD_CLOEXEC, 0)};
 	must(!ferry_source_open_fd(&w->source, "ram", fd, 0, n_pages * PAGE, PAGE, &f));
@@ -79,6 +98,17 @@ void world_init(struct world *w, uint64_t n_pages, bool sealed,
 	must(!ferry_server_listen(w->server, listen_fd));
 	if (start)
 		world_start(w);
+}
+
+void world_init(struct world *w, uint64_t n_pages, bool sealed,
+		const struct ferry_server_config *config, bool start)
+{
+	init(w, make_memory(n_pages, sealed), n_pages, config, start);
+}
+
+void world_init_disk(struct world *w, uint64_t n_pages)
+{
+	init(w, make_disk_file(n_pages), n_pages, NULL, true);
 }
 
 void world_start(struct world *w)

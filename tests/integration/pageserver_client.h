@@ -37,6 +37,8 @@ void world_page(uint64_t page, uint8_t *out);
 /* @config: without sources; NULL for the defaults. @start: otherwise only set up. */
 void world_init(struct world *w, uint64_t n_pages, bool sealed,
 		const struct ferry_server_config *config, bool start);
+/* The same in a file of a real filesystem, none of it in the page cache. */
+void world_init_disk(struct world *w, uint64_t n_pages);
 void world_start(struct world *w);
 void world_fini(struct world *w);
 

@@ -215,9 +215,8 @@ Test(serve, the_push_keeps_to_the_lower_of_both_rates)
 	client_start_push(&c, 20u << 20);
 	client_take_push(&c);
 	ns = ferry_now_ns() - begin;
-	/* 10 MiB of data; never faster than asked, and not absurdly slower. */
+	/* 10 MiB of data; slower it may be, on a busy machine. */
 	cr_assert_gt(ns, 450 * FERRY_NS_PER_MS);
-	cr_assert_lt(ns, 5 * FERRY_NS_PER_S);
 	client_fini(&c);
 	world_fini(&w);
 }
@@ -239,6 +238,32 @@ Test(serve, state_travels_with_the_layout)
 	cr_assert_eq(c.m.type, FERRY_FRAME_LAYOUT);
 	cr_assert_eq(c.m.payload_bytes, sizeof(state));
 	cr_assert_eq(memcmp(c.m.payload, state, sizeof(state)), 0);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, a_snapshot_that_is_not_in_the_page_cache)
+{
+	uint64_t answered = 0;
+	struct client c;
+	struct world w;
+
+	world_init_disk(&w, 8192);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	for (uint64_t i = 0; i < 4096; i += 64)
+		client_request(&c, (i * 37) % 4096, 64);
+	while (answered < 4096) {
+		must(client_read(&c, c.urgent));
+		client_take(&c);
+		answered += c.m.run.run.n_pages;
+	}
+	cr_assert_eq(ferry_bitmap_count(&c.have), 4096);
+	client_start_push(&c, 0);
+	client_take_push(&c);
+	cr_assert_eq(ferry_bitmap_count(&c.have), w.n_pages);
+	cr_assert_eq(c.n_duplicates, 0);
+	client_complete(&c);
 	client_fini(&c);
 	world_fini(&w);
 }
