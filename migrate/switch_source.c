@@ -414,8 +414,10 @@ static enum ferry_outcome drive(struct ferry_switch_source *s)
 
 static void fini(struct ferry_switch_source *s)
 {
-	ferry_server_stop(s->server);
-	ferry_server_free(s->server);
+	if (s->server) {
+		ferry_server_stop(s->server);
+		ferry_server_free(s->server);
+	}
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(s->sources); i++)
 		ferry_source_free(s->sources[i]);
 	ferry_channel_close(&s->link);

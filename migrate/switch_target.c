@@ -23,26 +23,6 @@
 
 /* --- what may happen ------------------------------------------------------------------------ */
 
-static enum ferry_switch_event on_prepare(struct ferry_switch_target *s)
-{
-	const struct ferry_prepare *p = &s->m.prepare;
-
-	/* What it says is looked at where a Prepare may come; elsewhere the core refuses it. */
-	if (s->core.machine.state != FERRY_TGT_AWAITING)
-		return FERRY_EV_PREPARE;
-	s->begin_ns = ferry_now_ns();
-	s->n_bulk = p->n_bulk;
-	s->paused = p->paused;
-	ferry_info(s->config->log, "the guest '%s' wants to come, from QEMU %s", p->vm,
-		   p->vmm_version);
-	if (strcmp(p->vmm_version, s->qemu.version))
-		ferry_warn(s->config->log,
-			   "the target's QEMU is %s; QEMU supports moving to the same or a newer "
-			   "version",
-			   s->qemu.version);
-	return ferry_qemu_compare(&s->qemu, p, &s->why) < 0 ? FERRY_EV_FAILED : FERRY_EV_PREPARE;
-}
-
 static enum ferry_switch_event on_state_end(struct ferry_switch_target *s)
 {
 	if (s->m.device_state_end.total_bytes == s->load_bytes)
@@ -57,7 +37,7 @@ static enum ferry_switch_event on_message(struct ferry_switch_target *s)
 {
 	switch (s->m.type) {
 	case FERRY_FRAME_PREPARE:
-		return on_prepare(s);
+		return FERRY_EV_PREPARE;
 	case FERRY_FRAME_STOPPED:
 		return FERRY_EV_STOPPED;
 	case FERRY_FRAME_DEVICE_STATE:
@@ -382,6 +362,8 @@ static void fini(struct ferry_switch_target *s)
 {
 	if (s->acceptor)
 		ferry_acceptor_set_target(s->acceptor, NULL);
+	if (s->target)
+		ferry_target_side_show_trace(s, NULL);
 	ferry_target_free(s->target);
 	ferry_acceptor_stop(s->acceptor);
 	ferry_channel_close(&s->link);

@@ -64,4 +64,7 @@ enum ferry_switch_event ferry_target_side_vmm_gone(struct ferry_switch_target *s
 
 void ferry_target_side_close_link(struct ferry_switch_target *s);
 
+/* Tell the observer; @trace may be NULL. */
+void ferry_target_side_show_trace(struct ferry_switch_target *s, struct ferry_trace *trace);
+
 #endif

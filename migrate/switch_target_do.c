@@ -106,7 +106,33 @@ enum ferry_switch_event ferry_target_side_check(struct ferry_switch_target *s)
 	return FERRY_EV_CHECKED;
 }
 
+void ferry_target_side_show_trace(struct ferry_switch_target *s, struct ferry_trace *trace)
+{
+	const struct ferry_switch_observer *o = &s->config->observer;
+
+	if (o->trace)
+		o->trace(o->ctx, trace);
+}
+
 /* --- attach --------------------------------------------------------------------------------- */
+
+/* What came with Prepare, the message at hand. */
+static int take_prepare(struct ferry_switch_target *s)
+{
+	const struct ferry_prepare *p = &s->m.prepare;
+
+	s->begin_ns = ferry_now_ns();
+	s->n_bulk = p->n_bulk;
+	s->paused = p->paused;
+	ferry_info(s->config->log, "the guest '%s' wants to come, from QEMU %s", p->vm,
+		   p->vmm_version);
+	if (strcmp(p->vmm_version, s->qemu.version))
+		ferry_warn(s->config->log,
+			   "the target's QEMU is %s; QEMU supports moving to the same or a newer "
+			   "version",
+			   s->qemu.version);
+	return ferry_qemu_compare(&s->qemu, p, &s->why);
+}
 
 static int make_target(struct ferry_switch_target *s)
 {
@@ -117,6 +143,7 @@ static int make_target(struct ferry_switch_target *s)
 		.n_regions = s->qemu.n_ram,
 		.n_bulk = s->n_bulk,
 		.max_bytes_per_second = s->config->max_bytes_per_second,
+		.no_trace = s->config->no_trace,
 		.log = s->config->log,
 	};
 	uint64_t begin = ferry_now_ns();
@@ -127,10 +154,15 @@ static int make_target(struct ferry_switch_target *s)
 							  .start = s->qemu.ram[i].start,
 							  .kind = s->qemu.ram[i].kind};
 	rc = ferry_uffd_attach(&config.uffd, s->qemu.pid, FERRY_TARGET_UFFD_FEATURES, &s->why);
-	if (rc < 0)
+	if (rc < 0) {
+		ferry_fail_prefix(&s->why, "the target's QEMU (pid %d)", (int)s->qemu.pid);
 		return rc;
+	}
 	s->result->attach_ns = ferry_now_ns() - begin;
-	return ferry_target_new(&s->target, &config, &s->why);
+	rc = ferry_target_new(&s->target, &config, &s->why);
+	if (!rc)
+		ferry_target_side_show_trace(s, ferry_target_trace(s->target));
+	return rc;
 }
 
 static int open_load_pipe(struct ferry_switch_target *s)
@@ -149,8 +181,10 @@ static int open_load_pipe(struct ferry_switch_target *s)
 
 static enum ferry_switch_event attach(struct ferry_switch_target *s)
 {
-	int rc = make_target(s);
+	int rc = take_prepare(s);
 
+	if (!rc)
+		rc = make_target(s);
 	/* Again, now that nobody can add a page unseen. */
 	if (!rc)
 		rc = ferry_qemu_check_empty(&s->qemu, &s->why);
@@ -160,10 +194,8 @@ static enum ferry_switch_event attach(struct ferry_switch_target *s)
 		rc = ferry_target_expect(s->target, &s->hello.session, s->n_bulk, &s->why);
 	if (!rc)
 		rc = open_load_pipe(s);
-	if (rc < 0) {
-		ferry_fail_prefix(&s->why, "attach");
+	if (rc < 0)
 		return vmm_failed(s, rc);
-	}
 	ferry_acceptor_set_target(s->acceptor, s->target);
 	return FERRY_EV_ATTACHED;
 }
@@ -289,6 +321,7 @@ static void abandon(struct ferry_switch_target *s)
 	ferry_acceptor_set_target(s->acceptor, NULL);
 	ferry_target_abandon(s->target);
 	ferry_target_stats(s->target, &s->result->stats);
+	ferry_target_side_show_trace(s, NULL);
 	ferry_target_free(s->target);
 	s->target = NULL;
 }

@@ -55,6 +55,11 @@ struct ferry_switch_observer {
 	/* About ten times a second from stage push on; the other side's pointer is NULL. */
 	void (*progress)(void *ctx, const struct ferry_target_stats *target,
 			 const struct ferry_server_stats *server);
+	/*
+	 * A target is there: its records of faults, NULL when it keeps none. Again, with NULL, before
+	 * they go. May be NULL.
+	 */
+	void (*trace)(void *ctx, struct ferry_trace *trace);
 	void *ctx;
 };
 
@@ -63,6 +68,7 @@ struct ferry_receive_config {
 	int listen_fd; /* borrowed */
 	int stop_fd;   /* readable: give up (before the guest runs), or leave (after); -1 for none */
 	uint64_t max_bytes_per_second; /* of the push; 0: no limit */
+	bool no_trace; /* keep no records of faults */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;
 };
