@@ -125,9 +125,10 @@ static int read_answer(struct ferry_dialer *d, int fd, struct ferry_message *m,
 	if (!rc)
 		rc = ferry_net_read_all(fd, body, h.msg_bytes, WELCOME_TIMEOUT_MS, stop_fd);
 	if (!rc)
-		rc = ferry_message_decode(
-			&(struct ferry_frame){.type = h.type, .msg = body, .msg_bytes = h.msg_bytes},
-			&arena, m, why);
+		rc = ferry_message_decode(&(struct ferry_frame){.type = h.type,
+								.msg = body,
+								.msg_bytes = h.msg_bytes},
+					  &arena, m, why);
 	ferry_arena_fini(&arena);
 	if (rc == -EPROTO)
 		return ferry_fail(f, FERRY_REFUSE, rc,
@@ -257,15 +258,17 @@ static bool next_epoch(struct ferry_dialer *d, int pause_ms)
 static void *dial_main(void *arg)
 {
 	struct ferry_dialer *d = arg;
-	int pause_ms = FIRST_PAUSE_MS;
+	int pause_ms, next_pause_ms = FIRST_PAUSE_MS;
 	bool told = false;
 
 	do {
 		struct ferry_failure f = {0};
 		int rc = open_all(d, &f);
 
+		pause_ms = next_pause_ms;
+		next_pause_ms = FERRY_MIN(2 * pause_ms, MAX_PAUSE_MS);
 		if (!rc) {
-			pause_ms = FIRST_PAUSE_MS;
+			pause_ms = next_pause_ms = FIRST_PAUSE_MS;
 			told = false;
 			if (!wait_for_loss(d))
 				break;
@@ -282,7 +285,6 @@ static void *dial_main(void *arg)
 			ferry_server_post(d->server, FERRY_SERVER_LINK_LOST, FERRY_LINK, rc,
 					  f.text);
 		told = true;
-		pause_ms = FERRY_MIN(2 * pause_ms, MAX_PAUSE_MS);
 	} while (next_epoch(d, pause_ms));
 	return NULL;
 }

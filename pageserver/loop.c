@@ -234,6 +234,7 @@ void *ferry_loop_run(void *server)
 		}
 	}
 	ferry_error(s->log, "page server: io_uring: %s", strerror(-rc));
-	ferry_server_post(s, FERRY_SERVER_FAILED, FERRY_LINK, rc, "the page server's io_uring broke");
+	ferry_server_post(s, FERRY_SERVER_FAILED, FERRY_LINK, rc,
+			  "the page server's io_uring broke");
 	return NULL;
 }

@@ -322,8 +322,7 @@ static int start_thread(struct ferry_push *p)
 
 int ferry_push_start(struct ferry_peer *peer)
 {
-	struct ferry_push *p =
-		calloc(1, sizeof(*p) + peer->n_bulk * sizeof(p->lanes[0]));
+	struct ferry_push *p = calloc(1, sizeof(*p) + peer->n_bulk * sizeof(p->lanes[0]));
 	int rc;
 
 	if (!p)

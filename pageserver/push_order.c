@@ -39,14 +39,14 @@ struct pivot {
 
 struct ferry_push_order {
 	struct ferry_layout layout;
-	struct ferry_bitmap *sent; /* borrowed */
+	struct ferry_bitmap *sent;     /* borrowed */
 	struct pivot pivots[N_PIVOTS]; /* newest first */
 	unsigned int turn;
 	uint32_t sweep_region;
 	uint64_t sweep_page;
 
-	_Atomic uint32_t hint_head; /* hints ever left */
-	uint32_t hint_tail;	    /* hints taken */
+	_Atomic uint32_t hint_head;	 /* hints ever left */
+	uint32_t hint_tail;		 /* hints taken */
 	_Atomic uint64_t hints[N_HINTS]; /* pack()ed; 0 for none */
 };
 

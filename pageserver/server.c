@@ -54,8 +54,8 @@ static int make_layout(struct ferry_server *s, struct ferry_failure *f)
 						  "name",
 						  l->regions[i].name);
 		if (ferry_source_copies(source))
-			s->scratch_page_bytes = FERRY_MAX(s->scratch_page_bytes,
-							  (size_t)l->regions[i].page_bytes);
+			s->scratch_page_bytes =
+				FERRY_MAX(s->scratch_page_bytes, (size_t)l->regions[i].page_bytes);
 	}
 	l->n_regions = s->config.n_sources;
 	m.layout = *l;
@@ -67,9 +67,8 @@ static int make_layout(struct ferry_server *s, struct ferry_failure *f)
 static int check_config(const struct ferry_server_config *c, struct ferry_failure *f)
 {
 	if (!c->n_sources || c->n_sources > FERRY_MAX_REGIONS)
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "%u page sources; 1 to %d are possible", c->n_sources,
-				  FERRY_MAX_REGIONS);
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "%u page sources; 1 to %d are possible",
+				  c->n_sources, FERRY_MAX_REGIONS);
 	if (c->state_bytes > FERRY_MAX_STATE_BYTES)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "%u bytes of state; at most %u are possible", c->state_bytes,
@@ -283,8 +282,7 @@ static bool take_event(struct ferry_server *s, struct ferry_event *out)
 	return any;
 }
 
-int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd,
-		      struct ferry_failure *f)
+int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd, struct ferry_failure *f)
 {
 	uint64_t end = ferry_now_ns() + (uint64_t)timeout_ms * FERRY_NS_PER_MS;
 	struct ferry_event e;
@@ -300,7 +298,9 @@ int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd,
 		if (timeout_ms >= 0) {
 			uint64_t now = ferry_now_ns();
 
-			left = now >= end ? 0 : (int)((end - now + FERRY_NS_PER_MS - 1) / FERRY_NS_PER_MS);
+			left = now >= end
+				       ? 0
+				       : (int)((end - now + FERRY_NS_PER_MS - 1) / FERRY_NS_PER_MS);
 		}
 		rc = ferry_net_wait(s->event_fd, POLLIN, left, stop_fd);
 		if (rc == -ETIMEDOUT)

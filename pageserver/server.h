@@ -29,19 +29,20 @@ struct ferry_server_config {
 	uint32_t n_sources;
 	const void *state; /* opaque bytes that travel with the layout; borrowed; may be NULL */
 	uint32_t state_bytes;
-	uint32_t max_sessions;		/* 0: a default of 64 */
-	uint64_t max_bytes_per_second; /* of each session's push, urgent pages may exceed it; 0: none */
-	const struct ferry_log *log;	/* borrowed; may be NULL */
+	uint32_t max_sessions;	       /* 0: a default of 64 */
+	uint64_t max_bytes_per_second; /* of each session's push, not of urgent pages; 0: none */
+	const struct ferry_log *log;   /* borrowed; may be NULL */
 };
 
 /* What happened so far, over all sessions, except where it says otherwise. */
 struct ferry_server_stats {
-	uint32_t n_sessions;	    /* open now */
+	uint32_t n_sessions; /* open now */
 	uint32_t n_sessions_ever;
-	uint32_t n_completed;	    /* sessions whose target said Complete */
+	uint32_t n_completed; /* sessions whose target said Complete */
+	/* A page that was sent counts once: answered with data, pushed with data, or as zero. */
 	uint64_t pages_urgent, pages_pushed, pages_zero;
-	uint64_t wire_bytes;	    /* sent, frames and payload */
-	uint64_t requests;	    /* PageRequest messages */
+	uint64_t wire_bytes; /* sent, frames and payload */
+	uint64_t requests;   /* PageRequest messages */
 	uint32_t resumes;
 	uint64_t pages_total, pages_sent; /* of the latest session, for progress */
 };
@@ -53,14 +54,18 @@ struct ferry_server_stats {
 int ferry_server_new(struct ferry_server **out, const struct ferry_server_config *config,
 		     struct ferry_failure *f);
 
-/* Serve targets that connect to @listen_fd (given). Call before _start; more than once is fine. */
+/* Serve targets that connect to @listen_fd (given, on error too; non-blocking). Call before _start;
+ * up to eight times. Errors: -ENOSPC. */
 int ferry_server_listen(struct ferry_server *s, int listen_fd);
 
 /**
  * ferry_server_dial() - open and keep open a session to a target that listens
  * @session, @n_bulk: of the session; @epoch: of its first connections (0 for a fresh one)
- * When a connection is lost the session is dialed again with back-off (50 ms doubling to 1 s) until
- * the target completes it or ferry_server_stop(). After _start only.
+ * Returns at once; FERRY_SERVER_CONNECTED, _LINK_LOST (once for each outage) or _FAILED (the target
+ * refuses) tells how it went. When a connection is lost the session is dialed again, with the next
+ * epoch and with back-off (50 ms doubling to 1 s), until the target completes it or
+ * ferry_server_stop(). After _start only.
+ * Errors: -EINVAL, -EEXIST (this session was dialed before), -ENOMEM (REFUSE), in @f.
  */
 int ferry_server_dial(struct ferry_server *s, const struct ferry_addr *to,
 		      const struct ferry_session_id *session, uint32_t n_bulk, uint32_t epoch,
@@ -99,8 +104,7 @@ enum ferry_server_event {
  * @f: the story for LINK_LOST and FAILED
  * Return: an enum ferry_server_event, or a negative errno.
  */
-int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd,
-		      struct ferry_failure *f);
+int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd, struct ferry_failure *f);
 
 /* Readable (POLLIN) while ferry_server_wait() has something to tell. Borrowed until _free. */
 int ferry_server_events_fd(const struct ferry_server *s);

@@ -13,9 +13,9 @@
  * Happy path of a request: 1. the recv of an urgent connection completes; 2. the frame is decoded,
  * its runs are validated, marked as sent, and queued; 3. up to URGENT_PIECES pieces are cut, their
  * frames' headers encoded and one sendmsg is submitted that points into the sources; 4. it mostly
- * completes within the same system call that submits it and re-arms the recv and waits. So an urgent
- * page costs one system call (and one more to look at it, when its source copies). A page of a
- * snapshot file that is not in the page cache is first read through the ring, so that the disk of
+ * completes within the same system call that submits it and re-arms the recv and waits. So an
+ * urgent page costs one system call (and one more to look at it, when its source copies). A page of
+ * a snapshot file that is not in the page cache is first read through the ring, so that the disk of
  * one session's page keeps no other session waiting.
  *
  * Threads: the loop thread owns all connections and peers. Push threads own their struct ferry_push
@@ -46,17 +46,17 @@
 #include "pageserver/session.h"
 #include "protocol/connection.h"
 
-#define HANDSHAKE_NS	  (5ull * FERRY_NS_PER_S)
-#define MAX_HANDSHAKES	  128u
-#define PING_IDLE_NS	  (2ull * FERRY_NS_PER_S)
-#define SILENCE_NS	  (10ull * FERRY_NS_PER_S)
-#define ENDING_NS	  (2ull * FERRY_NS_PER_S) /* for a peer to read why it is turned away */
-#define RELEASED_NS	  (5ull * FERRY_NS_PER_S) /* for a target to close after Released */
-#define KEEP_LOST_NS	  (3600ull * FERRY_NS_PER_S) /* how long a lost session can be resumed */
-#define TICK_NS		  (500ull * FERRY_NS_PER_MS)
-#define MAX_SESSIONS	  64u
-#define MAX_LISTENERS	  8u
-#define N_EVENTS	  32u
+#define HANDSHAKE_NS   (5ull * FERRY_NS_PER_S)
+#define MAX_HANDSHAKES 128u
+#define PING_IDLE_NS   (2ull * FERRY_NS_PER_S)
+#define SILENCE_NS     (10ull * FERRY_NS_PER_S)
+#define ENDING_NS      (2ull * FERRY_NS_PER_S)	  /* for a peer to read why it is turned away */
+#define RELEASED_NS    (5ull * FERRY_NS_PER_S)	  /* for a target to close after Released */
+#define KEEP_LOST_NS   (3600ull * FERRY_NS_PER_S) /* how long a lost session can be resumed */
+#define TICK_NS	       (500ull * FERRY_NS_PER_MS)
+#define MAX_SESSIONS   64u
+#define MAX_LISTENERS  8u
+#define N_EVENTS       32u
 
 struct ferry_server;
 struct ferry_peer;
@@ -69,7 +69,7 @@ struct ferry_op {
 	void (*done)(struct ferry_server *s, struct ferry_op *op, int res);
 };
 
-#define FERRY_CONTAINER(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+#define FERRY_CONTAINER(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
 /* --- loop.c ------------------------------------------------------------------------------- */
 
@@ -107,11 +107,11 @@ struct ferry_conn {
 	enum ferry_conn_stage stage;
 	struct ferry_connection proto;
 	bool recv_busy, send_busy, processing;
-	bool read_busy; /* a page on its way from a disk into the page cache */
-	bool push_busy; /* a push thread writes to fd */
-	bool parked;	/* its Hello waits for the end of the last epoch's push */
-	bool tells_release; /* Released is on its way */
-	uint64_t deadline_ns; /* of the handshake, or of the ending; 0: none */
+	bool read_busy;		 /* a page on its way from a disk into the page cache */
+	bool push_busy;		 /* a push thread writes to fd */
+	bool parked;		 /* its Hello waits for the end of the last epoch's push */
+	bool tells_release;	 /* Released is on its way */
+	uint64_t deadline_ns;	 /* of the handshake, or of the ending; 0: none */
 	uint64_t rx_ns, ping_ns; /* last received; last Ping sent */
 
 	struct ferry_framebuf in;
@@ -164,10 +164,10 @@ void ferry_conn_tick(struct ferry_conn *c, uint64_t now_ns);
 struct ferry_peer {
 	struct ferry_server *server;
 	struct ferry_peer *next;
-	struct ferry_session *session; /* owned */
+	struct ferry_session *session;				    /* owned */
 	struct ferry_conn *control, *urgent, *bulk[FERRY_MAX_BULK]; /* borrowed */
 	uint32_t n_bulk, want_bulk; /* open; needed before the push may begin */
-	struct ferry_push *push; /* owned; while its thread runs */
+	struct ferry_push *push;    /* owned; while its thread runs */
 	bool push_wanted;
 	bool push_begun; /* in this epoch */
 	bool released;	 /* its completion was told */
@@ -246,8 +246,8 @@ int ferry_push_end(struct ferry_push *push, struct ferry_run *failed);
 
 /* What the loop tells a dialer about the epoch it opened. */
 enum ferry_dial_news {
-	DIAL_LOST,   /* open everything again */
-	DIAL_ENDED,  /* completed, or refused: no more */
+	DIAL_LOST,  /* open everything again */
+	DIAL_ENDED, /* completed, or refused: no more */
 };
 
 void ferry_dialer_tell(struct ferry_dialer *d, uint32_t epoch, enum ferry_dial_news news);
@@ -290,15 +290,15 @@ struct ferry_server {
 	uint64_t tick_ns;	      /* of the last tick */
 
 	pthread_t thread;
-	bool running;	   /* owner's: the thread is to be joined */
-	bool held;	   /* owner's, before start */
-	int wake_fd;	   /* owned; eventfd */
+	bool running; /* owner's: the thread is to be joined */
+	bool held;    /* owner's, before start */
+	int wake_fd;  /* owned; eventfd */
 	atomic_bool stopping, serving;
 	int stop_fd; /* owned; eventfd: for dialers */
 
 	struct ferry_counters n;
 
-	pthread_mutex_t lock; /* what follows, and the list of peers while stats look at it */
+	pthread_mutex_t lock;	   /* what follows, and the list of peers while stats look at it */
 	struct ferry_peer *latest; /* borrowed; progress is told of this one */
 	uint64_t latest_total, latest_sent; /* of one that is gone */
 	struct ferry_dialer *dialers;

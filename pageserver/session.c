@@ -245,7 +245,8 @@ static bool next_hole_in(struct ferry_session *s, uint32_t region, struct ferry_
 
 	while (s->hole_page < n_pages) {
 		first = ferry_bitmap_next_clear(data, s->hole_page, n_pages);
-		end = ferry_bitmap_next_set(data, first, FERRY_MIN(first + MAX_HOLE_PAGES, n_pages));
+		end = ferry_bitmap_next_set(data, first,
+					    FERRY_MIN(first + MAX_HOLE_PAGES, n_pages));
 		first = ferry_bitmap_next_clear(sent, first, end);
 		s->hole_page = ferry_bitmap_next_set(sent, first, end);
 		if (first == end)
@@ -367,7 +368,9 @@ int ferry_session_cut(struct ferry_session *s, struct ferry_cut *c, uint32_t max
 			ferry_bitmap_clear_range(maybe, rest->first_page, (size_t)n);
 	}
 	*piece = (struct ferry_page_run){
-		.run = {.region = rest->region, .first_page = rest->first_page, .n_pages = (uint32_t)n},
+		.run = {.region = rest->region,
+			.first_page = rest->first_page,
+			.n_pages = (uint32_t)n},
 		.encoding = zero ? FERRY_ENCODING_ZERO : FERRY_ENCODING_RAW,
 	};
 	*data = zero ? NULL : c->data;

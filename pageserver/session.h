@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the source knows of one target, and what it decides from it. Pure: messages and runs in,
- * verdicts and pieces out; no sockets, no clock, no thread. The server (server.h) and the simulation
- * both drive it.
+ * verdicts and pieces out; no sockets, no clock, no thread. The server (server.h) and the
+ * simulation both drive it.
  *
  *     OPENING --LayoutOk--> READY --PushStart--> PUSHING --all sent--> PUSHED
  *        ^  \                 |  \                  |                    |
@@ -17,8 +17,8 @@
  *     order; each is claimed in the bitmap before it is sent.
  *  4. Requests are answered at any time, whatever was sent before: what is on its way may be lost.
  *     They bend the push order.
- *  5. Complete ends it. A lost link (any connection) is followed by a higher epoch, in which nothing
- *     counts as sent but what the target says it has.
+ *  5. Complete ends it. A lost link (any connection) is followed by a higher epoch, in which
+ * nothing counts as sent but what the target says it has.
  *
  * A run goes out cut into pieces that are alike: data, or zero. Pages of holes are zero without
  * being read; others are looked at. A page that is found zero is remembered for all sessions.
@@ -115,8 +115,8 @@ void ferry_session_pushed(struct ferry_session *s);
 
 /* A run on its way to be cut. Set .rest and zero the others. */
 struct ferry_cut {
-	struct ferry_run rest;	/* what was not given out yet */
-	const uint8_t *data;	/* bytes of the first @n_have pages of rest */
+	struct ferry_run rest; /* what was not given out yet */
+	const uint8_t *data;   /* bytes of the first @n_have pages of rest */
 	uint32_t n_have;
 };
 
@@ -127,9 +127,9 @@ struct ferry_scratch {
 };
 
 enum ferry_cut_result {
-	FERRY_CUT_END,	 /* nothing is left of the run */
+	FERRY_CUT_END, /* nothing is left of the run */
 	FERRY_CUT_PIECE,
-	FERRY_CUT_FULL,	 /* @scratch has no room for another page */
+	FERRY_CUT_FULL, /* @scratch has no room for another page */
 };
 
 /**

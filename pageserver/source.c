@@ -25,8 +25,8 @@ int ferry_source_describe(struct ferry_source *s, const char *name, uint64_t byt
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "region name '%.80s': 1 to %d bytes are possible", name,
 				  FERRY_MAX_REGION_NAME - 1);
-	s->desc = (struct ferry_region_desc){.page_bytes = page_bytes,
-					     .n_pages = bytes / page_bytes};
+	s->desc =
+		(struct ferry_region_desc){.page_bytes = page_bytes, .n_pages = bytes / page_bytes};
 	memcpy(s->desc.name, name, strlen(name) + 1);
 	return 0;
 }
@@ -103,8 +103,8 @@ bool ferry_source_copies(const struct ferry_source *s)
 	return s->copies;
 }
 
-int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_pages,
-		       void *scratch, const void **data)
+int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_pages, void *scratch,
+		       const void **data)
 {
 	return s->ops->pages(s, first_page, n_pages, scratch, data);
 }

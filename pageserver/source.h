@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Where the pages come from: a file (shared memory or a snapshot), a stopped process, memory of ours.
+ * Where the pages come from: a file (shared memory or a snapshot), a stopped process, memory of
+ * ours.
  *
  * Two things are easily got wrong, and decide how each kind reads:
  *  - A hole of a shared-memory file is filled by whoever reads it through a mapping: then the
@@ -25,10 +26,11 @@ struct ferry_source;
 
 /**
  * ferry_source_open_fd() - a region that is a file, or part of one
- * @fd: a memfd, a file on tmpfs or hugetlbfs, or a snapshot file; given (closed by _free, and on error)
+ * @fd: a memfd, a file on tmpfs or hugetlbfs, or a snapshot file; given (closed by _free, and on
+ * error)
  * @name: what the target matches; @offset, @bytes: multiples of @page_bytes
- * A memfd that is sealed against shrinking, and huge pages, are mapped shared and read-only, and sent
- * from the mapping without a copy; anything else is read into scratch memory, see above.
+ * A memfd that is sealed against shrinking, and huge pages, are mapped shared and read-only, and
+ * sent from the mapping without a copy; anything else is read into scratch memory, see above.
  * Errors: -EINVAL, -ENODEV, ... (REFUSE) with what to change in @f.
  */
 int ferry_source_open_fd(struct ferry_source **out, const char *name, int fd, uint64_t offset,
@@ -49,8 +51,8 @@ int ferry_source_open_process(struct ferry_source **out, const char *name, pid_t
 			      uint64_t start, uint64_t bytes, uint32_t page_bytes,
 			      struct ferry_failure *f);
 
-/* Memory of this process: borrowed until _free. Its holes are known where it is private and anonymous;
- * for a shared file, use ferry_source_open_fd(). */
+/* Memory of this process: borrowed until _free. Its holes are known where it is private and
+ * anonymous; for a shared file, use ferry_source_open_fd(). */
 int ferry_source_open_memory(struct ferry_source **out, const char *name, const void *start,
 			     uint64_t bytes, uint32_t page_bytes, struct ferry_failure *f);
 
@@ -65,15 +67,13 @@ bool ferry_source_copies(const struct ferry_source *s);
 /**
  * ferry_source_pages() - the bytes of a run of pages
  * @scratch: @n_pages pages of room when ferry_source_copies(), else not used
- * @data:    where the bytes are: in the source's mapping (valid until _free) or in @scratch. For the
- *           kernel to read (sendmsg(2) says EFAULT where a mapping has lost its file); to look at
- *           them, ask ferry_source_is_zero().
- * Context: any thread.
- * Errors: -ESRCH, -EIO, -EFAULT (LOST): the page can't be had any more. A file that was truncated
- *         under us is -EIO, not a signal.
+ * @data:    where the bytes are: in the source's mapping (valid until _free) or in @scratch. For
+ * the kernel to read (sendmsg(2) says EFAULT where a mapping has lost its file); to look at them,
+ * ask ferry_source_is_zero(). Context: any thread. Errors: -ESRCH, -EIO, -EFAULT (LOST): the page
+ * can't be had any more. A file that was truncated under us is -EIO, not a signal.
  */
-int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_pages,
-		       void *scratch, const void **data);
+int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_pages, void *scratch,
+		       const void **data);
 
 /* The file that a page is read from when that may take a disk's time; -1 when it can't.
  * @offset: of the page in it. */
@@ -90,8 +90,8 @@ int ferry_source_is_zero(struct ferry_source *s, uint64_t page, const void *data
  * ferry_source_next_data() - walk over holes without reading them
  * @from: page index; @first, @end: the next run of pages that may hold data at or after @from; both
  *        n_pages when only holes follow
- * Called once the memory no longer changes. A source that knows no holes reports everything as data.
- * Errors: as above; also when the file is shorter than it was.
+ * Called once the memory no longer changes. A source that knows no holes reports everything as
+ * data. Errors: as above; also when the file is shorter than it was.
  */
 int ferry_source_next_data(struct ferry_source *s, uint64_t from, uint64_t *first, uint64_t *end);
 

@@ -191,7 +191,8 @@ static int check_file(int fd, uint64_t offset, uint64_t bytes, uint32_t page_byt
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "offset %llu and size %llu are not both multiples of the page "
 				  "size %u; pad the file or choose a smaller page size",
-				  (unsigned long long)offset, (unsigned long long)bytes, page_bytes);
+				  (unsigned long long)offset, (unsigned long long)bytes,
+				  page_bytes);
 	if (offset > (uint64_t)st.st_size || bytes > (uint64_t)st.st_size - offset)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "%llu bytes at %llu are past the end of the file (%llu bytes)",

@@ -34,7 +34,8 @@ struct ferry_untouched {
 	uint64_t start; /* address of the first page */
 };
 
-/* @pid: 0 for this process. Knows nothing when any part of the range is not private and anonymous. */
+/* @pid: 0 for this process. Knows nothing when any part of the range is not private and anonymous.
+ */
 void ferry_untouched_open(struct ferry_untouched *u, pid_t pid, uint64_t start, uint64_t bytes);
 void ferry_untouched_close(struct ferry_untouched *u);
 int ferry_untouched_next_data(const struct ferry_untouched *u, const struct ferry_region_desc *d,

@@ -2,10 +2,10 @@
 /*
  * Memory of another, stopped process as a page source.
  *
- * Private memory is read with process_vm_readv(2) into scratch memory. A pid is not a process: after
- * each read the pidfd must still say that the process lives, or else the bytes may be another's.
- * Memory that the process shares through a file is opened as that file (source_file.c): its holes
- * are known then, and reading it through the process would fill them.
+ * Private memory is read with process_vm_readv(2) into scratch memory. A pid is not a process:
+ * after each read the pidfd must still say that the process lives, or else the bytes may be
+ * another's. Memory that the process shares through a file is opened as that file (source_file.c):
+ * its holes are known then, and reading it through the process would fill them.
  */
 #include <dirent.h>
 #include <errno.h>

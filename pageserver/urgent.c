@@ -20,7 +20,7 @@ struct waiting {
 
 struct ferry_urgent {
 	struct waiting ring[N_WAITING];
-	uint32_t head, tail; /* taken, added */
+	uint32_t head, tail;  /* taken, added */
 	struct ferry_cut cut; /* of the run at head, once begun */
 	struct ferry_run first;
 	bool warm; /* what comes first was just read from its disk */
@@ -78,9 +78,8 @@ struct ferry_run ferry_urgent_first(const struct ferry_urgent *u)
 static size_t put_piece(struct ferry_urgent *u, uint32_t i, size_t *n_iov,
 			const struct ferry_page_run *piece, const void *data, uint32_t data_bytes)
 {
-	struct ferry_message m = {.type = FERRY_FRAME_PAGE_RUN,
-				  .run = *piece,
-				  .payload_bytes = data_bytes};
+	struct ferry_message m = {
+		.type = FERRY_FRAME_PAGE_RUN, .run = *piece, .payload_bytes = data_bytes};
 	int n = ferry_message_encode(&m, u->headers[i], FERRY_PAGE_RUN_BYTES);
 
 	u->iov[(*n_iov)++] = (struct iovec){u->headers[i], (size_t)n};
@@ -92,7 +91,7 @@ static size_t put_piece(struct ferry_urgent *u, uint32_t i, size_t *n_iov,
 static void count(struct ferry_server *s, const struct ferry_page_run *piece)
 {
 	atomic_fetch_add_explicit(piece->encoding == FERRY_ENCODING_ZERO ? &s->n.pages_zero
-									  : &s->n.pages_urgent,
+									 : &s->n.pages_urgent,
 				  piece->run.n_pages, memory_order_relaxed);
 }
 
@@ -148,7 +147,8 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 
 	*iov = u->iov;
 	*n_iov = 0;
-	if (c->read_busy || u->head == u->tail || !atomic_load_explicit(&s->serving, memory_order_acquire))
+	if (c->read_busy || u->head == u->tail ||
+	    !atomic_load_explicit(&s->serving, memory_order_acquire))
 		return 0;
 	u->scratch.used = 0;
 	u->cut.n_have = 0; /* its bytes were in the scratch memory that is used again now */

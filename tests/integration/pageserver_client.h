@@ -55,7 +55,7 @@ struct client {
 	uint64_t n_duplicates, n_zero;
 	uint64_t last_request;
 	struct ferry_arena arena;
-	uint8_t *payload; /* of the last frame */
+	uint8_t *payload;	/* of the last frame */
 	struct ferry_message m; /* the last frame */
 };
 
@@ -69,7 +69,8 @@ void client_open(struct client *c);
 void client_close(struct client *c);
 
 void client_send(struct client *c, int fd, const struct ferry_message *m);
-/* Reads a frame into c->m and c->payload. Return: false when the peer closed. Pings are answered. */
+/* Reads a frame into c->m and c->payload. Return: false when the peer closed. Pings are answered.
+ */
 bool client_read(struct client *c, int fd);
 
 void client_request(struct client *c, uint64_t first, uint32_t n);

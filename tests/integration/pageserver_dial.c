@@ -218,9 +218,9 @@ Test(dial, a_refusal_is_final_and_is_told)
 
 Test(dial, a_layout_that_does_not_fit_is_told_and_final)
 {
-	struct ferry_message no = {.type = FERRY_FRAME_ERROR,
-				   .error = {.code = FERRY_ERROR_LAYOUT,
-					     .text = "region 'ram' is larger here"}};
+	struct ferry_message no = {
+		.type = FERRY_FRAME_ERROR,
+		.error = {.code = FERRY_ERROR_LAYOUT, .text = "region 'ram' is larger here"}};
 	struct ferry_failure f = {0};
 	struct ferry_addr to;
 	_cleanup_close_ int listen_fd = listen_any(&to);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Who is let in, what a lost link and a bad peer lead to, and that sessions don't harm each other. */
+/* Who is let in, what a lost link and a bad peer lead to, and that sessions don't harm each other.
+ */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>
@@ -318,10 +319,11 @@ Test(sessions, garbage_ends_its_own_connection_only)
 
 Test(sessions, two_sources_are_told_so)
 {
-	struct ferry_message hello = {
-		.type = FERRY_FRAME_HELLO,
-		.hello = {.version_min = 1, .version_max = 1, .side = FERRY_SIDE_SOURCE,
-			  .role = FERRY_ROLE_CONTROL}};
+	struct ferry_message hello = {.type = FERRY_FRAME_HELLO,
+				      .hello = {.version_min = 1,
+						.version_max = 1,
+						.side = FERRY_SIDE_SOURCE,
+						.role = FERRY_ROLE_CONTROL}};
 	struct client c;
 	struct world w;
 	int fd;
@@ -367,8 +369,9 @@ static void bad_message_ends_the_session(const struct ferry_message *m, bool on_
 
 Test(sessions, a_request_for_pages_that_dont_exist_ends_the_session)
 {
-	struct ferry_message m = {.type = FERRY_FRAME_PAGE_REQUEST,
-				  .request = {.request_id = 1, .n_runs = 1, .runs = {{0, 1, 1000}}}};
+	struct ferry_message m = {
+		.type = FERRY_FRAME_PAGE_REQUEST,
+		.request = {.request_id = 1, .n_runs = 1, .runs = {{0, 1, 1000}}}};
 
 	bad_message_ends_the_session(&m, true);
 	m.request.runs[0] = (struct ferry_run){.region = 1, .n_pages = 1};
@@ -380,9 +383,8 @@ Test(sessions, a_message_of_another_connections_role_ends_the_session)
 	struct ferry_message m = {.type = FERRY_FRAME_COMPLETE};
 
 	bad_message_ends_the_session(&m, true);
-	m = (struct ferry_message){
-		.type = FERRY_FRAME_PAGE_REQUEST,
-		.request = {.request_id = 1, .n_runs = 1, .runs = {{0, 1, 0}}}};
+	m = (struct ferry_message){.type = FERRY_FRAME_PAGE_REQUEST,
+				   .request = {.request_id = 1, .n_runs = 1, .runs = {{0, 1, 0}}}};
 	bad_message_ends_the_session(&m, false);
 }
 

@@ -96,8 +96,8 @@ Test(push_order, every_page_comes_exactly_once_whatever_the_faults)
 				/* What is asked for is answered, and so counts as sent. */
 				if (rand() % 2) {
 					ferry_bitmap_test_and_set(&t.sent[region], page);
-					claimed += !ferry_bitmap_test_and_set(&t.seen[region],
-									      page);
+					claimed +=
+						!ferry_bitmap_test_and_set(&t.seen[region], page);
 				}
 				ferry_push_order_fault(t.o, region, page);
 			}

@@ -53,9 +53,10 @@ static struct model *setup(struct ferry_session **s)
 
 	m->lost = UINT64_MAX;
 	m->pages = (struct ferry_pages){
-		.layout = {.n_regions = 2,
-			   .regions = {{.id = 0, .page_bytes = PAGE, .n_pages = PAGES, .name = "a"},
-				       {.id = 1, .page_bytes = PAGE, .n_pages = PAGES, .name = "b"}}},
+		.layout =
+			{.n_regions = 2,
+			 .regions = {{.id = 0, .page_bytes = PAGE, .n_pages = PAGES, .name = "a"},
+				     {.id = 1, .page_bytes = PAGE, .n_pages = PAGES, .name = "b"}}},
 		.copies = copies,
 		.get = get,
 		.is_zero = is_zero,
@@ -182,8 +183,10 @@ static void cuts_alike(bool with_copies)
 		uint64_t first;
 		uint32_t n;
 		enum ferry_encoding encoding;
-	} expected[] = {{0, 10, FERRY_ENCODING_ZERO}, {10, 10, FERRY_ENCODING_RAW},
-			{20, 5, FERRY_ENCODING_ZERO}, {25, 35, FERRY_ENCODING_RAW},
+	} expected[] = {{0, 10, FERRY_ENCODING_ZERO},
+			{10, 10, FERRY_ENCODING_RAW},
+			{20, 5, FERRY_ENCODING_ZERO},
+			{25, 35, FERRY_ENCODING_RAW},
 			{60, 40, FERRY_ENCODING_ZERO}};
 	struct ferry_session *s;
 	struct model *m = setup(&s);
@@ -297,7 +300,8 @@ Test(session, requests_outside_the_layout_count_for_nothing)
 		cr_assert_neq(why[0], '\0');
 	}
 	cr_assert_eq(n_sent(s), 0);
-	struct ferry_page_request last = {.request_id = 1, .n_runs = 1, .runs = {{1, 1, PAGES - 1}}};
+	struct ferry_page_request last = {
+		.request_id = 1, .n_runs = 1, .runs = {{1, 1, PAGES - 1}}};
 
 	cr_assert_eq(ferry_session_request(s, &last, why), 0);
 	cr_assert_eq(n_sent(s), 1);
@@ -313,8 +317,7 @@ Test(session, what_the_target_has_or_discards_counts_as_sent)
 				    .resident = {1, 64, 10},
 				    .payload = bitmap,
 				    .payload_bytes = 2};
-	struct ferry_message not_wanted = {.type = FERRY_FRAME_DISCARDED,
-					   .discarded = {1, 0, 60}};
+	struct ferry_message not_wanted = {.type = FERRY_FRAME_DISCARDED, .discarded = {1, 0, 60}};
 	char why[FERRY_MAX_TEXT];
 	struct ferry_run run;
 

@@ -15,7 +15,7 @@
 #include "base/util.h"
 #include "pageserver/source.h"
 
-#define PAGE 4096u
+#define PAGE	  4096u
 #define HUGE_PAGE (2u << 20)
 
 static uint64_t allocated(int fd)
@@ -119,9 +119,9 @@ Test(source, a_part_of_a_file_counts_from_its_own_beginning)
 	struct ferry_failure f = {0};
 	struct ferry_source *s;
 
-	cr_assert_eq(ferry_source_open_fd(&s, "part", make_file(false), 15 * PAGE, 40 * PAGE, PAGE,
-					  &f),
-		     0);
+	cr_assert_eq(
+		ferry_source_open_fd(&s, "part", make_file(false), 15 * PAGE, 40 * PAGE, PAGE, &f),
+		0);
 	expect_data(s, 0, 0, 5);
 	expect_data(s, 5, 35, 36);
 	expect_data(s, 36, 40, 40);
@@ -231,7 +231,8 @@ Test(source, memory_of_ours_knows_which_private_pages_were_touched)
 {
 	struct ferry_failure f = {0};
 	struct ferry_source *s;
-	char *p = mmap(NULL, 100 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p =
+		mmap(NULL, 100 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	madvise(p, 100 * PAGE, MADV_NOHUGEPAGE);
 	memset(p + 10 * PAGE, 'm', 5 * PAGE);
@@ -301,11 +302,12 @@ Test(source, a_process_must_be_stopped_and_is_lost_when_it_dies)
 	madvise(p, 50 * PAGE, MADV_NOHUGEPAGE);
 	memset(p + 7 * PAGE, 'p', 3 * PAGE);
 	pid = fork_waiting();
-	cr_assert_eq(ferry_source_open_process(&s, "proc", pid, start, 50 * PAGE, PAGE, &f), -EBUSY);
+	cr_assert_eq(ferry_source_open_process(&s, "proc", pid, start, 50 * PAGE, PAGE, &f),
+		     -EBUSY);
 	cr_assert(strstr(f.text, "kill -STOP"));
 	stop(pid);
-	cr_assert_eq(ferry_source_open_process(&s, "proc", pid, start, 50 * PAGE, PAGE, &f), 0, "%s",
-		     f.text);
+	cr_assert_eq(ferry_source_open_process(&s, "proc", pid, start, 50 * PAGE, PAGE, &f), 0,
+		     "%s", f.text);
 	cr_assert(ferry_source_copies(s));
 	expect_data(s, 0, 7, 10);
 	expect_data(s, 10, 50, 50);
@@ -315,7 +317,8 @@ Test(source, a_process_must_be_stopped_and_is_lost_when_it_dies)
 	cr_assert_lt(byte_of(s, 8), 0);
 	cr_assert_eq(ferry_source_next_data(s, 0, &a, &b), -ESRCH);
 	ferry_source_free(s);
-	cr_assert_eq(ferry_source_open_process(&s, "proc", pid, start, 50 * PAGE, PAGE, &f), -ESRCH);
+	cr_assert_eq(ferry_source_open_process(&s, "proc", pid, start, 50 * PAGE, PAGE, &f),
+		     -ESRCH);
 	munmap(p, 50 * PAGE);
 }
 
