@@ -95,8 +95,7 @@ static void run(struct input *in, struct ferry_framebuf b[2], struct ferry_arena
 	n = ferry_message_encode(&m, wire, sizeof(wire));
 	MUST(n > 0);
 	changed = change(in, changes & 15, wire, n);
-	ferry_connection_accept(&acceptor,
-				how & 1 ? FERRY_SIDE_SOURCE : FERRY_SIDE_TARGET);
+	ferry_connection_accept(&acceptor, how & 1 ? FERRY_SIDE_SOURCE : FERRY_SIDE_TARGET);
 	rc = deliver(&acceptor, &b[0], a, wire, (size_t)n);
 	if (!changed)
 		MUST(!rc && acceptor.machine.state == FERRY_CONNECTION_HELLO_RECEIVED &&
@@ -130,7 +129,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct ferry_framebuf b[2];
 	struct ferry_arena a;
 
-	MUST(!ferry_framebuf_init(&b[0], BUFFER_BYTES) && !ferry_framebuf_init(&b[1], BUFFER_BYTES));
+	MUST(!ferry_framebuf_init(&b[0], BUFFER_BYTES) &&
+	     !ferry_framebuf_init(&b[1], BUFFER_BYTES));
 	MUST(!ferry_arena_init(&a));
 	run(&in, b, &a);
 	ferry_framebuf_fini(&b[0]);

@@ -102,7 +102,7 @@ static void check_conversation(const char *text)
 	check_flags(listener);
 	check_flags(a);
 	check_flags(b);
-	for (unsigned int class = FERRY_NET_CONTROL; class <= FERRY_NET_BULK; class++) {
+	for (unsigned int class = FERRY_NET_CONTROL; class <= FERRY_NET_BULK; class ++) {
 		ferry_net_tune(a, class);
 		ferry_net_tune(b, class);
 	}
@@ -324,7 +324,8 @@ static void *read_much(void *arg)
 	return NULL;
 }
 
-/* More than the queues hold, from parts of odd sizes and empty ones: every byte arrives in order. */
+/* More than the queues hold, from parts of odd sizes and empty ones: every byte arrives in order.
+ */
 Test(net, gathered_writes_arrive_whole)
 {
 	_cleanup_free_ uint8_t *sent = malloc(N_MUCH), *got = calloc(1, N_MUCH);
@@ -390,7 +391,8 @@ Test(net, a_live_unix_socket_is_not_replaced, .init = in_new_directory, .fini = 
 	cr_assert_geq(peer, 0);
 }
 
-/* Its queue is full, so that nobody can find out by connecting: it must neither block nor replace. */
+/* Its queue is full, so that nobody can find out by connecting: it must neither block nor replace.
+ */
 Test(net, a_busy_unix_socket_is_not_replaced, .init = in_new_directory, .fini = leave_directory,
      .timeout = 10)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Who may say what when. The table here is written from docs/protocol.md, not from connection.c: one
- * line a message, a column for each role, with S, T or both where the source or target may send it.
+ * Who may say what when. The table here is written from docs/protocol.md, not from connection.c:
+ * one line a message, a column for each role, with S, T or both where the source or target may send
+ * it.
  */
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -149,7 +150,8 @@ static void check_one(enum ferry_connection_state state, bool dialed, enum ferry
 	want = verdict(state, type, role, other(ours), &next);
 	got = ferry_connection_check(&c, &m, &code, why);
 	cr_assert_eq(got, want, "%s: %d instead of %d", what, got, want);
-	cr_assert_eq(c.machine.state, next, "%s: now %s", what, ferry_machine_state_name(&c.machine));
+	cr_assert_eq(c.machine.state, next, "%s: now %s", what,
+		     ferry_machine_state_name(&c.machine));
 	cr_assert_eq(ferry_connection_is_open(&c), next == FERRY_CONNECTION_OPEN);
 	if (want == -EPROTO) {
 		cr_assert_eq(code, FERRY_ERROR_PROTOCOL);
@@ -169,7 +171,8 @@ Test(connection, every_message_is_judged_by_the_table)
 		FERRY_CONNECTION_OPEN, FERRY_CONNECTION_FAILED};
 
 	for (unsigned int side = FERRY_SIDE_SOURCE; side <= FERRY_SIDE_TARGET; side++) {
-		for (unsigned int role = FERRY_ROLE_CONTROL; role <= FERRY_ROLE_SWITCHOVER; role++) {
+		for (unsigned int role = FERRY_ROLE_CONTROL; role <= FERRY_ROLE_SWITCHOVER;
+		     role++) {
 			for (unsigned int i = 0; i < N_FRAME_TYPES; i++) {
 				for (size_t s = 0; s < FERRY_ARRAY_SIZE(dialed); s++)
 					check_one(dialed[s], true, side, role, frame_type_at(i));

@@ -58,9 +58,9 @@ Test(frame, lengths_at_the_limits)
 		enum ferry_frame_type type = frame_type_at(i);
 		bool has_payload = type == FERRY_FRAME_LAYOUT || type == FERRY_FRAME_RESIDENT ||
 				   type == FERRY_FRAME_DEVICE_STATE;
-		uint32_t max = type == FERRY_FRAME_PAGE_RUN ? FERRY_MAX_RUN_BYTES :
-			       has_payload		    ? FERRY_MAX_CONTROL_BYTES :
-							      0;
+		uint32_t max = type == FERRY_FRAME_PAGE_RUN ? FERRY_MAX_RUN_BYTES
+			       : has_payload		    ? FERRY_MAX_CONTROL_BYTES
+							    : 0;
 
 		for (int64_t d = -1; d <= 1; d++) {
 			uint32_t payload = (uint32_t)(max + d), msg = (uint32_t)(16384 + d);
@@ -125,8 +125,9 @@ Test(framebuf, frames_do_not_depend_on_how_the_stream_is_cut)
 		/* The largest frame just fits at way 0 and 1. */
 		cr_assert_eq(ferry_framebuf_init(&b, way < 2 ? 4076 : 4076 + way * 97), 0);
 		while (fed < len) {
-			size_t room, want = way == 0 ? 1 : way == 1 ? SIZE_MAX :
-						       1 + next_random(&seed) % (way * 100);
+			size_t room, want = way == 0   ? 1
+					    : way == 1 ? SIZE_MAX
+						       : 1 + next_random(&seed) % (way * 100);
 			uint8_t *to = ferry_framebuf_space(&b, &room);
 			struct ferry_frame f;
 			int rc;

@@ -13,10 +13,22 @@
 #include "base/util.h"
 #include "message_equal.h"
 
-#define MAX_PAGES  UINT64_C(0xffffffff)
-#define SESSION	   {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}}
-#define RUN(r, f, n) {.region = (r), .first_page = (f), .n_pages = (n)}
-#define REGION(i, s, n, p) {.id = (i), .name = s, .n_pages = (n), .page_bytes = (p)}
+/* clang-format off: tables and initialisers read better as they are. */
+#define MAX_PAGES UINT64_C(0xffffffff)
+#define SESSION                                                                                    \
+	{                                                                                          \
+		{                                                                                  \
+			0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15                       \
+		}                                                                                  \
+	}
+#define RUN(r, f, n)                                                                               \
+	{                                                                                          \
+		.region = (r), .first_page = (f), .n_pages = (n)                                   \
+	}
+#define REGION(i, s, n, p)                                                                         \
+	{                                                                                          \
+		.id = (i), .name = s, .n_pages = (n), .page_bytes = (p)                            \
+	}
 
 struct expectation {
 	const char *name;
@@ -39,13 +51,11 @@ static const struct expectation expectations[] = {
 	{"welcome", {FERRY_FRAME_WELCOME, .welcome = {1, 1}}},
 	{"welcome_without_features", {FERRY_FRAME_WELCOME, .welcome = {1, 0}}},
 	{"error_busy", {FERRY_FRAME_ERROR, .error = {FERRY_ERROR_BUSY, "being served"}}},
-	{"layout_smallest",
-	 {FERRY_FRAME_LAYOUT, .layout = {1, {REGION(0, "ram", 1, 4096)}}}},
+	{"layout_smallest", {FERRY_FRAME_LAYOUT, .layout = {1, {REGION(0, "ram", 1, 4096)}}}},
 	{"layout_limits_with_state",
 	 {FERRY_FRAME_LAYOUT,
 	  .layout = {2,
-		     {REGION(0,
-			     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+		     {REGION(0, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 			     MAX_PAGES, 4096),
 		      REGION(1, "b", 3, 2097152)}}},
 	 {{1, 1}, {2, 1}, {3, 1}}},
@@ -83,9 +93,11 @@ static const struct expectation expectations[] = {
 	 {FERRY_FRAME_PAGE_RUN, .run = {RUN(3, 0, UINT32_MAX), FERRY_ENCODING_ZERO}}},
 	{"push_done", {FERRY_FRAME_PUSH_DONE}},
 	{"prepare",
-	 {FERRY_FRAME_PREPARE,
-	  .prepare = {"web-1", "7.2.22", "pc-i440fx-7.2", 2,
-		      {1, {REGION(0, "pc.ram", 65536, 4096)}}}}},
+	 {FERRY_FRAME_PREPARE, .prepare = {"web-1",
+					   "7.2.22",
+					   "pc-i440fx-7.2",
+					   2,
+					   {1, {REGION(0, "pc.ram", 65536, 4096)}}}}},
 	{"prepare_paused",
 	 {FERRY_FRAME_PREPARE,
 	  .prepare = {"", "", "", 1, {1, {REGION(0, "r", 1, 4096)}}, .paused = true}}},
@@ -116,6 +128,8 @@ static const struct expectation expectations[] = {
 	{"discarded_fields_out_of_order", {FERRY_FRAME_DISCARDED, .discarded = {1, 2, 3}}},
 	{"resident_bits_past_the_end", {FERRY_FRAME_RESIDENT, .resident = {0, 0, 1}}, {{0xff, 1}}},
 };
+
+/* clang-format on */
 
 static bool expectation_of(const char *name, struct expectation *out)
 {
@@ -237,7 +251,8 @@ static void check_payload(const struct expectation *e, const struct ferry_messag
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(e->payload); i++) {
 		for (uint32_t j = 0; j < e->payload[i].n; j++, at++) {
 			cr_assert_lt(at, m->payload_bytes, "%s", e->name);
-			cr_assert_eq(m->payload[at], e->payload[i].byte, "%s: byte %u", e->name, at);
+			cr_assert_eq(m->payload[at], e->payload[i].byte, "%s: byte %u", e->name,
+				     at);
 		}
 	}
 	cr_assert_eq(m->payload_bytes, at, "%s: payload of %u", e->name, m->payload_bytes);
@@ -294,8 +309,8 @@ static void check_encode(const struct vector *v)
 	msg_bytes = (uint16_t)(msg_bytes - more);
 	memcpy(out + 6, &msg_bytes, sizeof(msg_bytes));
 	for (size_t i = 0; i < want; i++)
-		cr_assert_eq(out[i], v->bytes[i], "%s: byte %zu is %02x instead of %02x", v->name, i,
-			     out[i], v->bytes[i]);
+		cr_assert_eq(out[i], v->bytes[i], "%s: byte %zu is %02x instead of %02x", v->name,
+			     i, out[i], v->bytes[i]);
 }
 
 static void check_header_refused(const struct vector *v)
@@ -318,7 +333,8 @@ static void check_message_refused(const struct vector *v)
 
 	cr_assert_eq(frame_of(&b, v, &frame), 1, "%s", v->name);
 	cr_assert_eq(ferry_arena_init(&arena), 0);
-	cr_assert_eq(ferry_message_decode(&frame, &arena, &m, why), -EPROTO, "%s was taken", v->name);
+	cr_assert_eq(ferry_message_decode(&frame, &arena, &m, why), -EPROTO, "%s was taken",
+		     v->name);
 	cr_assert(strstr(why, v->detail), "%s: '%s', not '%s'", v->name, why, v->detail);
 	cr_assert_eq(strncmp(why, ferry_frame_type_name(frame.type),
 			     strlen(ferry_frame_type_name(frame.type))),

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is encoded is decoded again: seeded random messages of every type, with values at the limits. */
+/* What is encoded is decoded again: seeded random messages of every type, with values at the
+ * limits. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -252,8 +253,9 @@ Test(message, encoding_keeps_within_its_buffer)
 
 			out[size] = 0xa5;
 			got = ferry_message_encode(&m, out, size);
-			cr_assert_eq(got, size < (size_t)n ? -EMSGSIZE : n, "%s, %zu of %d bytes: %d",
-				     ferry_frame_type_name(m.type), size, n, got);
+			cr_assert_eq(got, size < (size_t)n ? -EMSGSIZE : n,
+				     "%s, %zu of %d bytes: %d", ferry_frame_type_name(m.type), size,
+				     n, got);
 			cr_assert_eq(out[size], 0xa5);
 		}
 	}

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Behaves as the environment variable SAMPLE says: what run_criterion.py judges run-criterion by. */
+/* Behaves as the environment variable SAMPLE says: what run_criterion.py judges run-criterion by.
+ */
 #include <criterion/criterion.h>
 #include <signal.h>
 #include <stdio.h>

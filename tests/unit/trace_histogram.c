@@ -104,7 +104,8 @@ Test(histogram, percentiles_agree_with_sorting)
 
 			cr_assert(got >= want && (got - want) * 1000 <= want * 32,
 				  "round %u, %u permille of %zu: %llu instead of %llu", round,
-				  permille[i], n, (unsigned long long)got, (unsigned long long)want);
+				  permille[i], n, (unsigned long long)got,
+				  (unsigned long long)want);
 		}
 		cr_assert_eq(ferry_histogram_percentile(&h, 1000), samples[n - 1]);
 	}
