@@ -171,11 +171,15 @@ enum pageferry_event {
 	PAGEFERRY_OPEN = 1,	 /* lazy: the source is connected, at first or again */
 	PAGEFERRY_LINK_LOST = 2, /* a connection broke; it is resumed, and threads wait meanwhile */
 	PAGEFERRY_COMPLETE = 3,	 /* lazy: all is resident. server: a target has everything */
-	PAGEFERRY_FAILED = 4,	 /* lazy: the source refuses to go on, missing pages can't be had and
-				  * threads wait. server: a target gave up, or a page can't be read */
+	PAGEFERRY_FAILED = 4,	 /* lazy: the source refuses to go on, and threads wait; it is tried
+				  * again all the same, and OPEN may follow. server: a target gave up,
+				  * or a page can't be read */
 };
 
-/* A descriptor that is readable (POLLIN) when _wait has something to tell. Borrowed until _free. */
+/*
+ * A descriptor that is readable (POLLIN) when _wait has something to tell; call that until it says
+ * PAGEFERRY_NOTHING. Borrowed until _free.
+ */
 int pageferry_server_fd(const struct pageferry_server *s);
 
 /**
@@ -270,7 +274,10 @@ const void *pageferry_lazy_state(const struct pageferry_lazy *l, uint32_t *bytes
  */
 int pageferry_lazy_push(struct pageferry_lazy *l);
 
-/* A descriptor that is readable (POLLIN) when _wait has something to tell. Borrowed until _close. */
+/*
+ * A descriptor that is readable (POLLIN) when _wait has something to tell; call that until it says
+ * PAGEFERRY_NOTHING. Borrowed until _close.
+ */
 int pageferry_lazy_fd(const struct pageferry_lazy *l);
 
 /**

@@ -49,7 +49,7 @@ struct ferry_lib_region {
 	struct ferry_region_desc desc;
 	struct ferry_hva start;
 	enum ferry_mapping_kind kind;
-	bool readable;
+	bool readable, is_private;
 };
 
 /**

@@ -42,8 +42,10 @@ static int make_target(struct pageferry_lazy *l, const struct pageferry_region *
 	if (rc < 0)
 		return rc;
 	for (uint32_t i = 0; i < n; i++)
-		regions[i] = (struct ferry_target_region){checked[i].desc, checked[i].start,
-							  checked[i].kind};
+		regions[i] = (struct ferry_target_region){.desc = checked[i].desc,
+							  .start = checked[i].start,
+							  .kind = checked[i].kind,
+							  .is_private = checked[i].is_private};
 	rc = ferry_uffd_open(&config.uffd, FERRY_TARGET_UFFD_FEATURES, f);
 	if (rc < 0)
 		return rc;

@@ -69,6 +69,7 @@ static int look_up(struct ferry_lib_region *out, uint32_t i, uint64_t bytes,
 		out->kind = map->kind;
 		out->desc.page_bytes = map->page_bytes;
 		out->readable = map->readable && (first || out->readable);
+		out->is_private = !map->shared;
 		first = false;
 		at = map->start.v + map->len;
 	}

@@ -31,6 +31,13 @@ struct ferry_engine_region {
 	uint64_t bytes;
 };
 
+/* Are its pages zero once they are discarded? See fill.c. */
+static inline bool ferry_engine_discards(const struct ferry_engine_region *r)
+{
+	return r->info.kind == FERRY_MAPPING_ANON ||
+	       (r->info.kind == FERRY_MAPPING_HUGETLB && r->info.is_private);
+}
+
 struct ferry_engine_bulk {
 	struct ferry_target *target;
 	uint32_t index;

@@ -12,10 +12,12 @@
  *     is outstanding is asked for again.
  *   - The mapping is changing (EAGAIN): the kernel wants its events read first. The answer stays in
  *     the buffer, the loop reads, and tries again; it never waits in place.
- *   - More threads wait than there is room for: messages are left in the kernel until answers came.
+ *   - More faults than there is room for. Reading never stops for that, since a process that changes
+ *     its mappings waits for its event to be read, and placing waits for the process: faults that
+ *     wait for the source are in the pager anyway, and others are woken later, to fault anew.
  *
- * Limits: FERRY_MAX_PENDING pages waited for; one request of FERRY_MAX_REQUEST_RUNS runs at a time.
- * Nothing is allocated after the start.
+ * Limits: the records of FERRY_MAX_PENDING faults at once; one request of FERRY_MAX_REQUEST_RUNS runs
+ * at a time. Nothing is allocated after the start.
  */
 #include <errno.h>
 #include <poll.h>
@@ -31,8 +33,8 @@
 #include "uffd/notice.h"
 
 #define MESSAGES_A_READ	 64u
+#define BATCHES		 16u /* before answers are looked at again */
 #define LOCAL_MAX	 1024u /* faults to be answered from here */
-#define DISCARDS_MAX	 4096u
 #define MERGE_PAGES	 16u /* neighbours that are asked for as one run */
 #define SWEEP_PAGES	 64u
 #define IN_BYTES	 (FERRY_MAX_ENCODED_BYTES + FERRY_MAX_RUN_BYTES)
@@ -46,7 +48,6 @@ struct local_fault {
 };
 
 struct range {
-	uint32_t region;
 	uint64_t page, end;
 };
 
@@ -81,8 +82,9 @@ struct fault_loop {
 	struct ferry_pending pending;
 	struct local_fault local[LOCAL_MAX];
 	uint32_t n_local;
-	struct range discards[DISCARDS_MAX];
-	uint32_t n_discards;
+	bool dropped; /* there was no room for some */
+	/* Of each region, where to look for threads that wait; empty: nowhere. */
+	struct range discards[FERRY_MAX_REGIONS];
 };
 
 /* --- what threads wait for ------------------------------------------------------------------- */
@@ -101,13 +103,6 @@ static void settle_overtaken(struct fault_loop *l)
 	}
 	atomic_store_explicit(&t->n_overtaken, 0, memory_order_relaxed);
 	pthread_mutex_unlock(&t->overtaken_lock);
-}
-
-static bool may_read(const struct fault_loop *l)
-{
-	return l->pending.n + MESSAGES_A_READ <= FERRY_MAX_PENDING &&
-	       l->n_local + MESSAGES_A_READ <= LOCAL_MAX &&
-	       l->n_discards + MESSAGES_A_READ * l->t->n_regions <= DISCARDS_MAX;
 }
 
 /* --- requests ---------------------------------------------------------------------------------- */
@@ -287,7 +282,11 @@ static void handle_fault(struct fault_loop *l, const struct uffd_msg *msg,
 		break;
 	case FERRY_FAULT_ZERO:
 	case FERRY_FAULT_PLACED:
-		l->local[l->n_local++] = (struct local_fault){m, verdict == FERRY_FAULT_ZERO};
+		if (l->n_local < LOCAL_MAX)
+			l->local[l->n_local++] =
+				(struct local_fault){m, verdict == FERRY_FAULT_ZERO};
+		else
+			l->dropped = true;
 		break;
 	}
 }
@@ -320,6 +319,16 @@ static void note_discard(struct fault_loop *l, const struct ferry_run *run)
 	ferry_trace_emit(l->pending.ring, &rec);
 }
 
+/* Threads may wait for pages of a run that was just discarded. */
+static void look_for_waiting(struct fault_loop *l, const struct ferry_run *run)
+{
+	struct range *d = &l->discards[run->region];
+	uint64_t end = run->first_page + run->n_pages;
+
+	d->page = d->page < d->end ? FERRY_MIN(d->page, run->first_page) : run->first_page;
+	d->end = FERRY_MAX(d->end, end);
+}
+
 static void handle_remove(struct fault_loop *l, uint64_t start, uint64_t end, bool unmapped)
 {
 	struct ferry_target *t = l->t;
@@ -328,13 +337,12 @@ static void handle_remove(struct fault_loop *l, uint64_t start, uint64_t end, bo
 	for (uint32_t i = 0; i < t->n_regions; i++) {
 		/* See fill.c: in shared memory a REMOVE need not mean that content went. */
 		if (!clip(t, i, start, end, &run) ||
-		    (!unmapped && t->regions[i].info.kind != FERRY_MAPPING_ANON))
+		    (!unmapped && !ferry_engine_discards(&t->regions[i])))
 			continue;
 		ferry_pager_discarded(&t->pager, &run);
 		atomic_fetch_add_explicit(&t->counters.discarded_pages, run.n_pages,
 					  memory_order_relaxed);
-		l->discards[l->n_discards++] =
-			(struct range){i, run.first_page, run.first_page + run.n_pages};
+		look_for_waiting(l, &run);
 		note_discard(l, &run);
 	}
 }
@@ -351,6 +359,9 @@ static void handle_remap(struct fault_loop *l, uint64_t from, uint64_t to, uint6
 			continue;
 		if (from <= start && from + len >= start + t->regions[i].bytes) {
 			atomic_store(&t->regions[i].start, to + (start - from));
+			/* Who waited at the old place finds out that nothing is there. */
+			(void)ferry_uffd_wake(&t->uffd, (struct ferry_hva){start},
+					      t->regions[i].bytes);
 			continue;
 		}
 		ferry_fail(&why, FERRY_LOST, -ENOTSUP,
@@ -382,8 +393,7 @@ static size_t read_messages(struct fault_loop *l, struct uffd_msg *msgs)
 	size_t n_msgs = 0;
 	ssize_t n;
 
-	if (t->has_discards)
-		pthread_mutex_lock(&t->discard_lock);
+	pthread_mutex_lock(&t->discard_lock);
 	n = read(t->uffd.fd, msgs, MESSAGES_A_READ * sizeof(*msgs));
 	if (n > 0)
 		n_msgs = (size_t)n / sizeof(*msgs);
@@ -391,8 +401,7 @@ static size_t read_messages(struct fault_loop *l, struct uffd_msg *msgs)
 	for (size_t i = 0; i < n_msgs; i++)
 		if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
 			handle_event(l, &msgs[i]);
-	if (t->has_discards)
-		pthread_mutex_unlock(&t->discard_lock);
+	pthread_mutex_unlock(&t->discard_lock);
 	return n_msgs;
 }
 
@@ -400,7 +409,7 @@ static void drain(struct fault_loop *l)
 {
 	struct uffd_msg msgs[MESSAGES_A_READ];
 
-	while (may_read(l)) {
+	for (unsigned int batch = 0; batch < BATCHES; batch++) {
 		size_t n = read_messages(l, msgs);
 		struct ferry_pending_message m = {.read_ns = ferry_now_ns(), .batch = (uint32_t)n};
 
@@ -454,32 +463,39 @@ static void serve_local(struct fault_loop *l)
 					    f.is_zero ? FERRY_FAULT_F_ZERO : 0);
 	}
 	l->n_local = kept;
+	if (l->dropped && !kept) {
+		/* Those there was no room for fault anew. */
+		l->dropped = false;
+		for (uint32_t i = 0; i < t->n_regions; i++)
+			(void)ferry_uffd_wake(&t->uffd,
+					      (struct ferry_hva){atomic_load(&t->regions[i].start)},
+					      t->regions[i].bytes);
+	}
 }
 
 static void serve_discards(struct fault_loop *l)
 {
-	uint32_t kept = 0;
-
-	for (uint32_t i = 0; i < l->n_discards; i++) {
-		struct range d = l->discards[i];
+	for (uint32_t i = 0; i < l->t->n_regions; i++) {
+		struct range *d = &l->discards[i];
 		bool again = false;
 
-		while (!again && ferry_pager_next_waiting(&l->t->pager, d.region, &d.page, d.end)) {
-			int rc = ferry_engine_fill_zero(l->t, d.region, d.page);
+		if (d->page == d->end)
+			continue;
+		while (!again && ferry_pager_next_waiting(&l->t->pager, i, &d->page, d->end)) {
+			int rc = ferry_engine_fill_zero(l->t, i, d->page);
 
-			again = rc < 0 && try_again(l, rc, d.region, d.page);
+			again = rc < 0 && try_again(l, rc, i, d->page);
 			if (!again) {
-				ferry_pending_settle(&l->pending, d.region, d.page, ferry_now_ns(),
+				ferry_pending_settle(&l->pending, i, d->page, ferry_now_ns(),
 						     FERRY_FAULT_F_DISCARDED);
-				d.page++;
+				d->page++;
 			}
 		}
-		if (again)
-			l->discards[kept++] = d;
+		if (!again) {
+			*d = (struct range){0};
+			ferry_engine_progress(l->t);
+		}
 	}
-	if (l->n_discards)
-		ferry_engine_progress(l->t);
-	l->n_discards = kept;
 }
 
 /* Place the answer that is at hand. Return: false when it has to wait. */
@@ -617,7 +633,7 @@ static bool loop_once(struct fault_loop *l)
 	struct pollfd p[] = {
 		{.fd = t->stop_fd, .events = POLLIN},
 		{.fd = t->fault_kick, .events = POLLIN},
-		{.fd = may_read(l) ? t->uffd.fd : -1, .events = POLLIN},
+		{.fd = t->uffd.fd, .events = POLLIN},
 		{.fd = l->stalled.active ? -1 : l->fd,
 		 .events = (short)(POLLIN | (want_out ? POLLOUT : 0))},
 		{.fd = t->uffd.pidfd, .events = POLLIN},

@@ -3,7 +3,7 @@
  * Placement of what comes from the source.
  *
  * A page must not be placed with the source's content once the guest has discarded it: it is zero
- * then. In private anonymous memory the guest's process announces a discard by a REMOVE event, and
+ * then. In private memory the guest's process announces a discard by a REMOVE event, and
  * goes on as soon as the event is read; content placed after that would be seen by the guest as the
  * return of old data. So where that can happen, reading events (and marking what they discard) and
  * placing (after looking at the marks) exclude each other by discard_lock, in pieces short enough
@@ -48,8 +48,8 @@ static int copy(struct ferry_target *t, const struct ferry_run *run, const uint8
 }
 
 /*
- * Deal with the start of @run: step over pages that are known already (placed by another way, said to
- * be zero, or discarded: none of them wants this content), or place those that are not.
+ * Deal with the start of @run: step over pages that are known already (placed by another way, said
+ * to be zero, or discarded: none of them wants this content), or place those that are not.
  */
 static int copy_start(struct ferry_target *t, const struct ferry_run *run, const uint8_t *data,
 		      struct ferry_placed *placed)
@@ -69,9 +69,27 @@ static int copy_start(struct ferry_target *t, const struct ferry_run *run, const
 	to = ferry_bitmap_next_set(known, run->first_page, end);
 	piece.n_pages = (uint32_t)(to - run->first_page);
 	if (t->has_discards)
-		piece.n_pages = FERRY_MIN(piece.n_pages,
-					  FERRY_MAX(LOCKED_PIECE_BYTES / page_bytes, 1u));
+		piece.n_pages =
+			FERRY_MIN(piece.n_pages, FERRY_MAX(LOCKED_PIECE_BYTES / page_bytes, 1u));
 	return copy(t, &piece, data, placed);
+}
+
+/*
+ * The kernel says that nothing is registered where @page belongs. That is so, and fine, when the
+ * process unmapped or moved it, or when all is known and the regions were let go. The event that
+ * says so was read by then, but perhaps not dealt with: that is done under the lock.
+ * Return: 0 to look again, or -ENOENT.
+ */
+static int gone_for_a_reason(struct ferry_target *t, uint32_t region, uint64_t page,
+			     struct ferry_hva was)
+{
+	bool known, moved;
+
+	pthread_mutex_lock(&t->discard_lock);
+	known = ferry_bitmap_test(&t->pager.regions[region].known, page);
+	moved = address(t, region, page).v != was.v;
+	pthread_mutex_unlock(&t->discard_lock);
+	return known || moved ? 0 : -ENOENT;
 }
 
 /* Threads may have begun to wait before the source's word came: they get their zeros now. */
@@ -108,6 +126,7 @@ int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const
 					 .first_page = run->first_page + *done,
 					 .n_pages = run->n_pages - *done};
 		const uint8_t *from = (const uint8_t *)data + (size_t)*done * page_bytes;
+		struct ferry_hva at = address(t, rest.region, rest.first_page);
 		struct ferry_placed placed;
 
 		if (t->has_discards)
@@ -117,6 +136,10 @@ int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const
 			pthread_mutex_unlock(&t->discard_lock);
 		*done += placed.n_new + placed.n_dup;
 		*n_new += placed.n_new;
+		if (rc == -ENOENT) {
+			at.v += (uint64_t)(placed.n_new + placed.n_dup) * page_bytes;
+			rc = gone_for_a_reason(t, run->region, run->first_page + *done, at);
+		}
 	}
 	return rc;
 }

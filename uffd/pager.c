@@ -86,7 +86,16 @@ uint64_t ferry_pager_said_zero(struct ferry_pager *p, const struct ferry_run *ru
 
 uint64_t ferry_pager_discarded(struct ferry_pager *p, const struct ferry_run *run)
 {
-	ferry_bitmap_set_range(&p->regions[run->region].zero, run->first_page, run->n_pages);
+	struct ferry_pager_region *r = &p->regions[run->region];
+	size_t end = run->first_page + run->n_pages;
+
+	/* Who waited for a page that was placed was woken by that. Asked for long ago, it must not
+	 * look like one that is waited for now. */
+	for (size_t i = ferry_bitmap_next_set(&r->asked, run->first_page, end); i < end;
+	     i = ferry_bitmap_next_set(&r->asked, i + 1, end))
+		if (ferry_bitmap_test(&r->known, i) && !ferry_bitmap_test(&r->zero, i))
+			ferry_bitmap_test_and_clear(&r->asked, i);
+	ferry_bitmap_set_range(&r->zero, run->first_page, run->n_pages);
 	return make_known(p, run);
 }
 

@@ -90,8 +90,11 @@ void ferry_pending_read(struct ferry_pending *p, const struct ferry_pending_mess
 {
 	struct ferry_pending_slot *s = find_slot(p, m->region, m->page);
 
-	if (!s->key)
+	if (!s->key) {
+		if (p->n == FERRY_MAX_PENDING)
+			return;
 		p->n++;
+	}
 	s->key = key_of(m->region, m->page);
 	s->rec = begin(p, m);
 }
@@ -103,7 +106,9 @@ void ferry_pending_join(struct ferry_pending *p, const struct ferry_pending_mess
 	if (!first) {
 		/* Asked for by a sweep: this thread is the first that waits. */
 		ferry_pending_read(p, m);
-		find(p, m->region, m->page)->flags |= FERRY_FAULT_F_SWEPT;
+		first = find(p, m->region, m->page);
+		if (first)
+			first->flags |= FERRY_FAULT_F_SWEPT;
 		return;
 	}
 	first->fault.joins++;

@@ -21,7 +21,7 @@
 #include "trace/ring.h"
 #include "uffd/pager.h"
 
-/* Distinct pages that threads may wait for at once. */
+/* Distinct pages whose faults are recorded at once. Those beyond go unrecorded. */
 #define FERRY_MAX_PENDING   2048u /* a power of two */
 #define FERRY_PENDING_SLOTS (2 * FERRY_MAX_PENDING)
 
@@ -49,7 +49,7 @@ struct ferry_pending_message {
 	uint16_t flags; /* FERRY_FAULT_F_WRITE, _BUSY */
 };
 
-/* A page is waited for from now on; there must be room. Pages that are in already only begin anew. */
+/* A page is waited for from now on. Pages that are in already only begin anew. */
 void ferry_pending_read(struct ferry_pending *p, const struct ferry_pending_message *m);
 
 /* A further message for a page that was asked for. Pages that are not in are taken in. */

@@ -50,6 +50,7 @@ struct session {
 	uint32_t n_compared;	       /* clocks, on this link */
 	struct ferry_failure why;
 	bool unregistered, released;
+	bool refused; /* the owner knows that attempts to resume are */
 };
 
 void ferry_engine_link_init(struct ferry_engine_link *link)
@@ -297,7 +298,8 @@ static int establish_by_accepting(struct session *s)
 		pthread_mutex_unlock(&t->lock);
 		if (taken)
 			break;
-		rc = await_kick(s, -1);
+		/* When nothing is missing any more, it is waited for out of politeness only. */
+		rc = await_kick(s, ferry_pager_is_complete(&t->pager) ? RELEASE_TIMEOUT_MS : -1);
 		if (rc < 0)
 			return ferry_fail_errno(&s->why, FERRY_LINK, rc, "waiting for the source");
 		if (atomic_load(&t->gone))
@@ -346,20 +348,27 @@ static void stop_bulk(struct session *s)
 	s->n_bulk_running = 0;
 }
 
+/* Everything is known. What the source said is zero becomes the kernel's zeros from here on. */
+static void let_go(struct session *s)
+{
+	struct ferry_target *t = s->t;
+
+	if (s->unregistered)
+		return;
+	for (uint32_t i = 0; i < t->n_regions; i++)
+		(void)ferry_uffd_unregister(&t->uffd,
+					    (struct ferry_hva){atomic_load(&t->regions[i].start)},
+					    t->regions[i].bytes);
+	s->unregistered = true;
+}
+
 /* Everything is known: leave, and let the source go. */
 static int finish(struct session *s)
 {
 	struct ferry_target *t = s->t;
 	int rc;
 
-	if (!s->unregistered) {
-		/* What the source said is zero becomes the kernel's zeros from here on. */
-		for (uint32_t i = 0; i < t->n_regions; i++)
-			(void)ferry_uffd_unregister(
-				&t->uffd, (struct ferry_hva){atomic_load(&t->regions[i].start)},
-				t->regions[i].bytes);
-		s->unregistered = true;
-	}
+	let_go(s);
 	rc = send_simple(s, FERRY_FRAME_COMPLETE);
 	while (!rc) {
 		rc = ferry_channel_receive(&s->link.control, s->m, RELEASE_TIMEOUT_MS, t->stop_fd,
@@ -562,6 +571,10 @@ static void back_off(struct session *s, int *ms, bool was_open)
 									: FERRY_TARGET_FAILED,
 				    &s->why);
 		*ms = BACKOFF_MIN_MS;
+		s->refused = false;
+	} else if (t->opened && s->why.consequence != FERRY_LINK && !s->refused) {
+		s->refused = true;
+		ferry_engine_notify(t, FERRY_TARGET_FAILED, &s->why);
 	}
 	ferry_warn(t->log, "%s; threads that touch missing pages wait until the session is resumed",
 		   s->why.text);
@@ -586,6 +599,9 @@ static void session_run(struct session *s)
 		if (!rc)
 			rc = run_link(s);
 		ferry_engine_link_close(&s->link);
+		/* The rest may have been discarded while there was no link. */
+		if (t->opened && ferry_pager_is_complete(&t->pager))
+			let_go(s);
 		if (s->released || (s->unregistered && ++attempts == RELEASE_ATTEMPTS)) {
 			if (!s->released)
 				ferry_warn(t->log, "everything is resident, but the source was not "

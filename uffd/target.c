@@ -205,7 +205,7 @@ static int take_regions(struct ferry_target *t, const struct ferry_target_config
 		atomic_store(&t->regions[i].start, r->start.v);
 		t->layout.regions[i] = t->regions[i].info.desc;
 		max_page_bytes = FERRY_MAX(max_page_bytes, r->desc.page_bytes);
-		if (r->kind == FERRY_MAPPING_ANON)
+		if (ferry_engine_discards(&t->regions[i]))
 			t->has_discards = true;
 	}
 	t->zeroes_bytes = max_page_bytes;

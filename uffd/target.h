@@ -36,6 +36,7 @@ struct ferry_target_region {
 	struct ferry_region_desc desc; /* an empty ->name matches the source's region by order */
 	struct ferry_hva start;	       /* in the process that owns the memory; page-aligned */
 	enum ferry_mapping_kind kind;  /* anon, shared or hugetlb */
+	bool is_private; /* hugetlb: what is discarded is zero then, as in anonymous memory */
 };
 
 struct ferry_target_config {
@@ -118,7 +119,8 @@ enum ferry_target_event {
 	FERRY_TARGET_LINK_LOST, /* threads that touch missing pages wait until the session is resumed */
 	FERRY_TARGET_COMPLETE,	/* everything is resident and unregistered, the source was released */
 	FERRY_TARGET_GONE,	/* the process whose memory it is has ended */
-	FERRY_TARGET_FAILED,	/* the source refuses to go on; pages are missing, threads wait */
+	FERRY_TARGET_FAILED,	/* the source refuses to go on; pages are missing, threads wait. It is
+				 * tried again all the same: OPEN may follow */
 };
 
 /**
