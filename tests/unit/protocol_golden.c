@@ -13,22 +13,12 @@
 #include "base/util.h"
 #include "message_equal.h"
 
-/* clang-format off: tables and initialisers read better as they are. */
-#define MAX_PAGES UINT64_C(0xffffffff)
-#define SESSION                                                                                    \
-	{                                                                                          \
-		{                                                                                  \
-			0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15                       \
-		}                                                                                  \
-	}
-#define RUN(r, f, n)                                                                               \
-	{                                                                                          \
-		.region = (r), .first_page = (f), .n_pages = (n)                                   \
-	}
-#define REGION(i, s, n, p)                                                                         \
-	{                                                                                          \
-		.id = (i), .name = s, .n_pages = (n), .page_bytes = (p)                            \
-	}
+/* Tables and initialisers read better as they are. */
+/* clang-format off */
+#define MAX_PAGES  UINT64_C(0xffffffff)
+#define SESSION	   {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}}
+#define RUN(r, f, n) {.region = (r), .first_page = (f), .n_pages = (n)}
+#define REGION(i, s, n, p) {.id = (i), .name = s, .n_pages = (n), .page_bytes = (p)}
 
 struct expectation {
 	const char *name;
@@ -51,11 +41,13 @@ static const struct expectation expectations[] = {
 	{"welcome", {FERRY_FRAME_WELCOME, .welcome = {1, 1}}},
 	{"welcome_without_features", {FERRY_FRAME_WELCOME, .welcome = {1, 0}}},
 	{"error_busy", {FERRY_FRAME_ERROR, .error = {FERRY_ERROR_BUSY, "being served"}}},
-	{"layout_smallest", {FERRY_FRAME_LAYOUT, .layout = {1, {REGION(0, "ram", 1, 4096)}}}},
+	{"layout_smallest",
+	 {FERRY_FRAME_LAYOUT, .layout = {1, {REGION(0, "ram", 1, 4096)}}}},
 	{"layout_limits_with_state",
 	 {FERRY_FRAME_LAYOUT,
 	  .layout = {2,
-		     {REGION(0, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+		     {REGION(0,
+			     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 			     MAX_PAGES, 4096),
 		      REGION(1, "b", 3, 2097152)}}},
 	 {{1, 1}, {2, 1}, {3, 1}}},
@@ -93,11 +85,9 @@ static const struct expectation expectations[] = {
 	 {FERRY_FRAME_PAGE_RUN, .run = {RUN(3, 0, UINT32_MAX), FERRY_ENCODING_ZERO}}},
 	{"push_done", {FERRY_FRAME_PUSH_DONE}},
 	{"prepare",
-	 {FERRY_FRAME_PREPARE, .prepare = {"web-1",
-					   "7.2.22",
-					   "pc-i440fx-7.2",
-					   2,
-					   {1, {REGION(0, "pc.ram", 65536, 4096)}}}}},
+	 {FERRY_FRAME_PREPARE,
+	  .prepare = {"web-1", "7.2.22", "pc-i440fx-7.2", 2,
+		      {1, {REGION(0, "pc.ram", 65536, 4096)}}}}},
 	{"prepare_paused",
 	 {FERRY_FRAME_PREPARE,
 	  .prepare = {"", "", "", 1, {1, {REGION(0, "r", 1, 4096)}}, .paused = true}}},
@@ -128,7 +118,6 @@ static const struct expectation expectations[] = {
 	{"discarded_fields_out_of_order", {FERRY_FRAME_DISCARDED, .discarded = {1, 2, 3}}},
 	{"resident_bits_past_the_end", {FERRY_FRAME_RESIDENT, .resident = {0, 0, 1}}, {{0xff, 1}}},
 };
-
 /* clang-format on */
 
 static bool expectation_of(const char *name, struct expectation *out)
