@@ -12,7 +12,7 @@
  *
  * Happy path of a request: 1. the recv of an urgent connection completes; 2. the frame is decoded,
  * its runs are validated, marked as sent, and queued; 3. up to URGENT_PIECES pieces are cut, their
- * frames' headers encoded and one sendmsg is submitted that points into the sources; 4. it mostly
+ * frames' headers encoded and one sendmsg is submitted that points at their bytes; 4. it mostly
  * completes within the same system call that submits it and re-arms the recv and waits. So an
  * urgent page costs one system call (and one more to look at it, when its source copies). A page of
  * a snapshot file that is not in the page cache is first read through the ring, so that the disk of

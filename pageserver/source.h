@@ -8,7 +8,7 @@
  *    source grows while it is served. So holes are learned by _next_data, which reads nothing, and
  *    nobody asks for their bytes.
  *  - A mapped file that is truncated by someone else answers our reads with SIGBUS. System calls
- *    get an error instead. So our own code looks at a mapping only when the file can't shrink.
+ *    get an error instead. So our own code never looks at the mapping of a file.
  */
 #ifndef FERRY_PAGESERVER_SOURCE_H
 #define FERRY_PAGESERVER_SOURCE_H
@@ -29,9 +29,9 @@ struct ferry_source;
  * @fd: a memfd, a file on tmpfs or hugetlbfs, or a snapshot file; given (closed by _free, and on
  * error)
  * @name: what the target matches; @offset, @bytes: multiples of @page_bytes
- * A memfd that is sealed against shrinking, and huge pages, are mapped shared and read-only, and
- * sent from the mapping without a copy; anything else is read into scratch memory, see above.
- * Errors: -EINVAL, -ENODEV, ... (REFUSE) with what to change in @f.
+ * Huge pages are mapped shared and read-only, and sent from the mapping without a copy; anything
+ * else is read into scratch memory (source_file.c says why). Errors: -EINVAL, -ENODEV, ... (REFUSE)
+ * with what to change in @f.
  */
 int ferry_source_open_fd(struct ferry_source **out, const char *name, int fd, uint64_t offset,
 			 uint64_t bytes, uint32_t page_bytes, struct ferry_failure *f);

@@ -56,14 +56,26 @@ static void write_pages(int fd, uint64_t n_pages)
 	}
 }
 
-static int make_memory(uint64_t n_pages, bool sealed)
+static int make_memfd(uint64_t n_pages)
 {
-	int fd = memfd_create("ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int fd = memfd_create("ram", MFD_CLOEXEC);
 
 	write_pages(fd, n_pages);
-	if (sealed)
-		must(!fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK));
 	return fd;
+}
+
+/* A private copy of it, touched where it has data. */
+static void *make_memory(int fd, uint64_t n_pages)
+{
+	uint8_t *p = mmap(NULL, n_pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			  -1, 0);
+
+	must(p != MAP_FAILED);
+	madvise(p, n_pages * PAGE, MADV_NOHUGEPAGE);
+	for (uint64_t i = 0; i < n_pages; i++)
+		if (!world_is_hole(i))
+			must(pread(fd, p + i * PAGE, PAGE, (off_t)(i * PAGE)) == PAGE);
+	return p;
 }
 
 static int make_disk_file(uint64_t n_pages)
@@ -79,7 +91,7 @@ static int make_disk_file(uint64_t n_pages)
 	return fd;
 }
 
-static void init(struct world *w, int fd, uint64_t n_pages,
+static void init(struct world *w, int fd, uint64_t n_pages, bool in_place,
 		 const struct ferry_server_config *config, bool start)
 {
 	struct ferry_server_config c = config ? *config : (struct ferry_server_config){0};
@@ -88,7 +100,14 @@ static void init(struct world *w, int fd, uint64_t n_pages,
 	int listen_fd;
 
 	*w = (struct world){.n_pages = n_pages, .memfd = fcntl(fd, F_DUPFD_CLOEXEC, 0)};
-	must(!ferry_source_open_fd(&w->source, "ram", fd, 0, n_pages * PAGE, PAGE, &f));
+	if (in_place) {
+		w->memory = make_memory(fd, n_pages);
+		close(fd);
+		must(!ferry_source_open_memory(&w->source, "ram", w->memory, n_pages * PAGE, PAGE,
+					       &f));
+	} else {
+		must(!ferry_source_open_fd(&w->source, "ram", fd, 0, n_pages * PAGE, PAGE, &f));
+	}
 	c.sources = &w->source;
 	c.n_sources = 1;
 	must(!ferry_server_new(&w->server, &c, &f));
@@ -100,15 +119,15 @@ static void init(struct world *w, int fd, uint64_t n_pages,
 		world_start(w);
 }
 
-void world_init(struct world *w, uint64_t n_pages, bool sealed,
+void world_init(struct world *w, uint64_t n_pages, bool in_place,
 		const struct ferry_server_config *config, bool start)
 {
-	init(w, make_memory(n_pages, sealed), n_pages, config, start);
+	init(w, make_memfd(n_pages), n_pages, in_place, config, start);
 }
 
 void world_init_disk(struct world *w, uint64_t n_pages)
 {
-	init(w, make_disk_file(n_pages), n_pages, NULL, true);
+	init(w, make_disk_file(n_pages), n_pages, false, NULL, true);
 }
 
 void world_start(struct world *w)
@@ -123,6 +142,8 @@ void world_fini(struct world *w)
 	ferry_server_free(w->server);
 	ferry_source_free(w->source);
 	close(w->memfd);
+	if (w->memory)
+		munmap(w->memory, w->n_pages * PAGE);
 }
 
 void client_init(struct client *c, const struct world *w, uint8_t id, uint32_t n_bulk)

@@ -27,15 +27,17 @@ struct world {
 	struct ferry_server *server;
 	struct ferry_addr addr;
 	uint64_t n_pages;
-	int memfd; /* a duplicate of the source's */
+	int memfd;    /* a duplicate of the source's */
+	void *memory; /* what is served in place, or NULL */
 };
 
 bool world_is_hole(uint64_t page);
 bool world_is_zero(uint64_t page); /* also of holes */
 void world_page(uint64_t page, uint8_t *out);
 
-/* @config: without sources; NULL for the defaults. @start: otherwise only set up. */
-void world_init(struct world *w, uint64_t n_pages, bool sealed,
+/* @in_place: served from memory of ours instead of the memfd. @config: without sources; NULL for
+ * the defaults. @start: otherwise only set up. */
+void world_init(struct world *w, uint64_t n_pages, bool in_place,
 		const struct ferry_server_config *config, bool start);
 /* The same in a file of a real filesystem, none of it in the page cache. */
 void world_init_disk(struct world *w, uint64_t n_pages);

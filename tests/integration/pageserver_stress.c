@@ -72,14 +72,14 @@ static void *target_main(void *arg)
 	return NULL;
 }
 
-static void run(bool sealed, unsigned int seed)
+static void run(bool in_place, unsigned int seed)
 {
 	struct target t[N_TARGETS];
 	struct ferry_server_stats stats;
 	uint32_t completed = 0;
 	struct world w;
 
-	world_init(&w, N_PAGES, sealed, NULL, true);
+	world_init(&w, N_PAGES, in_place, NULL, true);
 	for (uint8_t i = 0; i < N_TARGETS; i++) {
 		t[i] = (struct target){.world = &w, .id = (uint8_t)(i + 1), .seed = seed + i};
 		must(!pthread_create(&t[i].thread, NULL, target_main, &t[i]));
