@@ -48,10 +48,10 @@ struct ferry_trace_writer {
 
 /**
  * ferry_trace_writer_open() - begin a file
- * An existing file is replaced.
- * Errors: negative errno (REFUSE) with the path in @f.
+ * @fd: of an empty file, to be written; given, on error too
+ * Errors: negative errno (REFUSE) in @f.
  */
-int ferry_trace_writer_open(struct ferry_trace_writer *w, const char *path,
+int ferry_trace_writer_open(struct ferry_trace_writer *w, int fd,
 			    const struct ferry_trace_header *about, struct ferry_failure *f);
 
 /* @ring: where it comes from */

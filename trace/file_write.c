@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "trace/file.h"
 
 uint32_t ferry_trace_crc32(uint32_t crc, const void *data, size_t n)
@@ -23,7 +24,7 @@ uint32_t ferry_trace_crc32(uint32_t crc, const void *data, size_t n)
 	return ~crc;
 }
 
-int ferry_trace_writer_open(struct ferry_trace_writer *w, const char *path,
+int ferry_trace_writer_open(struct ferry_trace_writer *w, int fd,
 			    const struct ferry_trace_header *about, struct ferry_failure *f)
 {
 	struct ferry_trace_file_header h = {
@@ -37,9 +38,13 @@ int ferry_trace_writer_open(struct ferry_trace_writer *w, const char *path,
 		.n_regions = about->n_regions,
 	};
 
-	*w = (struct ferry_trace_writer){.file = fopen(path, "we")};
-	if (!w->file)
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "trace file %s", path);
+	*w = (struct ferry_trace_writer){.file = fdopen(fd, "we")};
+	if (!w->file) {
+		int rc = -errno;
+
+		ferry_close(fd);
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "trace file");
+	}
 	memcpy(h.magic, FERRY_TRACE_FILE_MAGIC, sizeof(h.magic));
 	if (fwrite(&h, sizeof(h), 1, w->file) != 1)
 		w->err = errno ? -errno : -EIO;

@@ -21,15 +21,16 @@
 enum ferry_trace_type {
 	FERRY_TRACE_FAULT = 1,	 /* a page that threads waited for, from the first message to the end */
 	FERRY_TRACE_JOIN = 2,	 /* a further message for such a page, while it was waited for */
-	FERRY_TRACE_PUSH = 3,	 /* a run that came by the push */
+	FERRY_TRACE_PUSH = 3,	 /* a run that came by the push, or else without being waited for */
 	FERRY_TRACE_CLOCK = 4,	 /* a comparison of the two sides' clocks */
 	FERRY_TRACE_LINK = 5,	 /* the session's connections are open, or lost */
 	FERRY_TRACE_DISCARD = 6, /* pages that the guest discarded */
 	FERRY_TRACE_MARK = 7,	 /* a stage of the command that runs */
+	/* Overwritten in a ring before they were read, or never kept for want of room. */
+	FERRY_TRACE_LOST = 34,
 	/* In files only. */
 	FERRY_TRACE_REGION = 32, /* in the order of their numbers, before any fault */
 	FERRY_TRACE_THREAD = 33, /* the name of a thread */
-	FERRY_TRACE_LOST = 34,	 /* records that a ring overwrote before they were read */
 	FERRY_TRACE_END = 35,	 /* the file is whole */
 };
 
@@ -52,6 +53,8 @@ enum {
 /* Flags of PUSH. */
 enum {
 	FERRY_PUSH_F_ZERO = 1 << 0,
+	FERRY_PUSH_F_SWEPT = 1 << 1,   /* no push: the target asked for it at the end, unwaited for */
+	FERRY_PUSH_F_PRESENT = 1 << 2, /* no push: so many pages of the region were there already */
 };
 
 /* Flags of LINK. */

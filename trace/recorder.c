@@ -23,7 +23,7 @@
 struct ferry_recorder {
 	struct ferry_trace_reader *reader;
 	struct ferry_trace_writer writer;
-	bool regions_written;
+	bool regions_written, names_written;
 	uint32_t threads[THREADS_MAX]; /* whose names are written; by hash */
 	uint32_t n_threads;
 	bool has_thread;
@@ -31,19 +31,22 @@ struct ferry_recorder {
 	int stop_fd;
 };
 
-int ferry_recorder_open(struct ferry_recorder **out, const char *path, int fd,
-			struct ferry_failure *f)
+int ferry_recorder_open(struct ferry_recorder **out, int file_fd, int fd, struct ferry_failure *f)
 {
 	struct ferry_recorder *r = calloc(1, sizeof(*r));
 	int rc;
 
-	if (!r)
+	if (!r) {
+		ferry_close(file_fd);
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "recorder");
+	}
 	r->stop_fd = -1;
 	rc = ferry_trace_reader_open(&r->reader, fd, f);
-	if (!rc)
-		rc = ferry_trace_writer_open(&r->writer, path, ferry_trace_reader_header(r->reader),
-					     f);
+	if (rc < 0)
+		ferry_close(file_fd);
+	else
+		rc = ferry_trace_writer_open(&r->writer, file_fd,
+					     ferry_trace_reader_header(r->reader), f);
 	if (rc < 0) {
 		ferry_trace_reader_close(r->reader);
 		free(r);
@@ -53,11 +56,13 @@ int ferry_recorder_open(struct ferry_recorder **out, const char *path, int fd,
 	return 0;
 }
 
-/* Written late, because names become known with the first session, before any fault's record. */
+/* Written again when the names become known, which is with the first session. */
 static void write_regions(struct ferry_recorder *r)
 {
 	const struct ferry_trace_header *h = ferry_trace_reader_header(r->reader);
 
+	if (r->names_written)
+		return;
 	for (uint32_t i = 0; i < FERRY_MIN(h->n_regions, FERRY_TRACE_MAX_REGIONS); i++) {
 		struct ferry_trace_record rec = {
 			.type = FERRY_TRACE_REGION, .region = i, .desc = h->regions[i]};
@@ -66,6 +71,7 @@ static void write_regions(struct ferry_recorder *r)
 		ferry_trace_writer_add(&r->writer, FERRY_TRACE_NO_RING, &rec);
 	}
 	r->regions_written = true;
+	r->names_written = atomic_load_explicit(&h->has_names, memory_order_acquire);
 }
 
 /* Return: whether it is new, and there is room to remember it. */
@@ -111,8 +117,7 @@ static void drain(struct ferry_recorder *r)
 	struct ferry_trace_record rec;
 	uint32_t ring;
 
-	if (!r->regions_written &&
-	    atomic_load_explicit(&ferry_trace_reader_header(r->reader)->has_names,
+	if (atomic_load_explicit(&ferry_trace_reader_header(r->reader)->has_names,
 				 memory_order_acquire))
 		write_regions(r);
 	while (ferry_trace_reader_next(r->reader, &rec, &ring)) {

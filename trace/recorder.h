@@ -12,11 +12,12 @@
 struct ferry_recorder;
 
 /**
- * ferry_recorder_open() - open the file and map the rings
- * @fd: of ferry_trace_fd(); borrowed until return
- * Errors: REFUSE, in @f. An existing file is replaced only when the rings are fine.
+ * ferry_recorder_open() - begin a file, and map the rings
+ * @file_fd: the empty file, to be written; given, on error too
+ * @fd:      of ferry_trace_fd(); borrowed until return
+ * Errors: REFUSE, in @f.
  */
-int ferry_recorder_open(struct ferry_recorder **out, const char *path, int fd,
+int ferry_recorder_open(struct ferry_recorder **out, int file_fd, int fd,
 			struct ferry_failure *f);
 
 /**

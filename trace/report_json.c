@@ -60,6 +60,8 @@ static void counts(struct ferry_json *j, const struct ferry_trace_log *log,
 	ferry_json_u64(j, "pages_zero", s->pages_said_zero);
 	ferry_json_u64(j, "pages_in_vain", s->pages_in_vain);
 	ferry_json_u64(j, "pages_waited_for", s->pages_overtaken);
+	ferry_json_u64(j, "pages_present_before", s->pages_present);
+	ferry_json_u64(j, "pages_asked_at_the_end", s->pages_swept);
 	ferry_json_close(j, '}');
 	ferry_json_open(j, "clocks", '{');
 	ferry_json_us(j, "max_uncertainty_us", s->max_uncertainty_ns);

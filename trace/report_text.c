@@ -66,10 +66,10 @@ static const char *figure(uint64_t ns, char *room, size_t size)
 	return room;
 }
 
-static void columns(FILE *to, const char *title)
+static void columns(FILE *to, const char *title, const char *more)
 {
-	fprintf(to, "\n%-24s %8s %9s %9s %9s %9s %9s %9s\n", title, "n", "p50", "p90", "p99",
-		"p99.9", "max", "mean");
+	fprintf(to, "\n%-24s %8s %9s %9s %9s %9s %9s %9s%s\n", title, "n", "p50", "p90", "p99",
+		"p99.9", "max", "mean", more);
 }
 
 static void row(FILE *to, const char *name, struct ferry_series *s, const char *note)
@@ -131,19 +131,35 @@ static void faults(FILE *to, const struct ferry_trace_log *log, const struct fer
 		s->max_batch, s->max_outstanding);
 }
 
+/* A stage, with its share of all the time that was waited for answers. */
+static void stage_row(FILE *to, struct ferry_stats *s, enum ferry_span stage)
+{
+	struct ferry_series *of = &s->stages[stage];
+	double all = (double)ferry_series_mean(&s->total) * (double)s->total.n;
+	char note[128];
+
+	snprintf(note, sizeof(note), "%5.1f  %s",
+		 all > 0 ? 100 * (double)ferry_series_mean(of) * (double)of->n / all : 0,
+		 ferry_span_meaning(stage));
+	/* What was answered here is no part of that time. */
+	if (stage == FERRY_SPAN_LOCAL)
+		snprintf(note, sizeof(note), "       %s", ferry_span_meaning(stage));
+	row(to, ferry_span_name(stage), of, note);
+}
+
 static void stages(FILE *to, struct ferry_stats *s)
 {
 	char note[96], room[NAME_ROOM];
 
-	columns(to, "Stages, us");
-	row(to, "total", &s->total, "asked of the source: first message read to woken");
+	columns(to, "Stages, us", "  share, %");
+	row(to, "total", &s->total, "100.0  asked of the source: first message read to woken");
 	for (unsigned int i = 0; i < FERRY_N_SPANS; i++)
 		if (s->stages[i].n)
-			row(to, ferry_span_name(i), &s->stages[i], ferry_span_meaning(i));
+			stage_row(to, s, i);
 	if (s->net.n)
-		row(to, "out + back", &s->net, "needs no common clock: exact");
+		row(to, "out + back", &s->net, "       needs no common clock: exact");
 	if (s->waits.n != s->total.n)
-		row(to, "all messages", &s->waits, "also those that joined, and local ones");
+		row(to, "all messages", &s->waits, "       also those that joined, and local ones");
 	fprintf(to, "\nBefore the message was read (in no total; the kernel does not tell it):\n");
 	if (s->busy.n)
 		row(to, "fault thread at work", &s->busy, "upper bound");
@@ -172,7 +188,7 @@ static void groups(FILE *to, const struct ferry_trace_log *log, struct ferry_sta
 {
 	char room[NAME_ROOM + FERRY_TRACE_NAME_BYTES];
 
-	columns(to, "By thread, us");
+	columns(to, "By thread, us", "");
 	for (size_t i = 0; i < s->threads.n; i++) {
 		const char *name = ferry_trace_thread_name(log, s->threads.v[i].id);
 
@@ -182,7 +198,7 @@ static void groups(FILE *to, const struct ferry_trace_log *log, struct ferry_sta
 			snprintf(room, sizeof(room), "%u %s", s->threads.v[i].id, name ? name : "");
 		row(to, room, &s->threads.v[i].wait, "");
 	}
-	columns(to, "By region, us");
+	columns(to, "By region, us", "");
 	for (size_t i = 0; i < s->regions.n; i++)
 		row(to, ferry_trace_region_name(log, s->regions.v[i].id, room, sizeof(room)),
 		    &s->regions.v[i].wait, "");
@@ -204,6 +220,11 @@ static void push(FILE *to, const struct ferry_trace_log *log, const struct ferry
 			? 100.0 * (double)(came - s->pages_overtaken) / (double)log->pages_total
 			: 0,
 		log->pages_total, s->pages_overtaken);
+	if (s->pages_present || s->pages_swept)
+		fprintf(to,
+			"  there before: %" PRIu64 "; asked for by the target at the end: %" PRIu64
+			"\n",
+			s->pages_present, s->pages_swept);
 	for (size_t i = 0; i < log->links.n; i++)
 		fprintf(to, "%s +%.3f s",
 			log->links.v[i].flags & FERRY_LINK_F_OPEN ? (i ? ", open" : "Link: open")

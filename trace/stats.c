@@ -154,6 +154,14 @@ static int add_fault(struct ferry_stats *s, const struct ferry_trace_record *rec
 
 static void add_push(struct ferry_stats *s, const struct ferry_trace_record *rec)
 {
+	if (rec->flags & FERRY_PUSH_F_PRESENT) {
+		s->pages_present += rec->push.n_new;
+		return;
+	}
+	if (rec->flags & FERRY_PUSH_F_SWEPT) {
+		s->pages_swept += rec->push.n_new;
+		return;
+	}
 	s->n_runs++;
 	if (rec->flags & FERRY_PUSH_F_ZERO)
 		s->pages_said_zero += rec->push.n_new;
@@ -267,6 +275,8 @@ void ferry_live_stats_add(struct ferry_live_stats *s, const struct ferry_trace_r
 		s->n_joined++;
 		break;
 	case FERRY_TRACE_PUSH:
+		if (rec->flags & (FERRY_PUSH_F_PRESENT | FERRY_PUSH_F_SWEPT))
+			break;
 		if (rec->flags & FERRY_PUSH_F_ZERO)
 			s->pages_said_zero += rec->push.n_new;
 		else

@@ -54,6 +54,7 @@ struct ferry_stats {
 	uint64_t max_clamped_ns, max_uncertainty_ns;
 	uint64_t max_batch, max_outstanding;
 	/* What the push did. A present page does not fault, so that its use can't be seen. */
+	uint64_t pages_present, pages_swept; /* there before; asked for at the end, unwaited for */
 	uint64_t n_runs, pages_pushed, pages_said_zero, pages_in_vain, pages_overtaken;
 };
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -49,6 +50,11 @@ static struct path temporary(void)
 	return p;
 }
 
+static int create(const char *path)
+{
+	return open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+}
+
 /* One region, three faults, one that joined the second, one of each other kind, and the end. */
 static struct path sample(void)
 {
@@ -71,7 +77,7 @@ static struct path sample(void)
 	};
 	struct ferry_trace_writer w;
 
-	cr_assert_eq(ferry_trace_writer_open(&w, p.name, &h, NULL), 0);
+	cr_assert_eq(ferry_trace_writer_open(&w, create(p.name), &h, NULL), 0);
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(recs); i++)
 		ferry_trace_writer_add(&w, 2, &recs[i]);
 	cr_assert_eq(w.n_records, FERRY_ARRAY_SIZE(recs));
@@ -251,7 +257,7 @@ Test(trace_file, impossible_records_are_left_out)
 	struct ferry_trace_log log;
 
 	memset(&recs[12], 0xff, sizeof(recs[12]));
-	cr_assert_eq(ferry_trace_writer_open(&w, p.name, &h, NULL), 0);
+	cr_assert_eq(ferry_trace_writer_open(&w, create(p.name), &h, NULL), 0);
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(recs); i++)
 		ferry_trace_writer_add(&w, 0, &recs[i]);
 	cr_assert_eq(ferry_trace_writer_close(&w), 0);
@@ -277,7 +283,7 @@ Test(trace_file, a_full_disk_is_told)
 
 	if (access("/dev/full", W_OK))
 		cr_skip_test("no /dev/full");
-	cr_assert_eq(ferry_trace_writer_open(&w, "/dev/full", &h, NULL), 0);
+	cr_assert_eq(ferry_trace_writer_open(&w, create("/dev/full"), &h, NULL), 0);
 	ferry_trace_writer_add(&w, 0, &rec);
 	cr_assert_eq(ferry_trace_writer_close(&w), -ENOSPC);
 }
@@ -304,7 +310,7 @@ static struct ferry_recorder *record(const struct ferry_trace *t, const char *pa
 	struct ferry_recorder *r = NULL;
 	int fd = ferry_trace_fd(t);
 
-	cr_assert_eq(ferry_recorder_open(&r, path, fd, NULL), 0);
+	cr_assert_eq(ferry_recorder_open(&r, create(path), fd, NULL), 0);
 	close(fd);
 	return r;
 }
