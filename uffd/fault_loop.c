@@ -16,8 +16,8 @@
  *     its mappings waits for its event to be read, and placing waits for the process: faults that
  *     wait for the source are in the pager anyway, and others are woken later, to fault anew.
  *
- * Limits: the records of FERRY_MAX_PENDING faults at once; one request of FERRY_MAX_REQUEST_RUNS runs
- * at a time. Nothing is allocated after the start.
+ * Limits: the records of FERRY_MAX_PENDING faults at once; one request of FERRY_MAX_REQUEST_RUNS
+ * runs at a time. Nothing is allocated after the start.
  */
 #include <errno.h>
 #include <poll.h>
@@ -32,15 +32,15 @@
 #include "uffd/engine.h"
 #include "uffd/notice.h"
 
-#define MESSAGES_A_READ	 64u
-#define BATCHES		 16u /* before answers are looked at again */
-#define LOCAL_MAX	 1024u /* faults to be answered from here */
-#define MERGE_PAGES	 16u /* neighbours that are asked for as one run */
-#define SWEEP_PAGES	 64u
-#define IN_BYTES	 (FERRY_MAX_ENCODED_BYTES + FERRY_MAX_RUN_BYTES)
-#define RECEIVE_BYTES	 (256u * 1024) /* at most this much a call, to keep the cache warm */
-#define RETRY_MS	 1
-#define FAULT_NICE	 (-10)
+#define MESSAGES_A_READ 64u
+#define BATCHES		16u   /* before answers are looked at again */
+#define LOCAL_MAX	1024u /* faults to be answered from here */
+#define MERGE_PAGES	16u   /* neighbours that are asked for as one run */
+#define SWEEP_PAGES	64u
+#define IN_BYTES	(FERRY_MAX_ENCODED_BYTES + FERRY_MAX_RUN_BYTES)
+#define RECEIVE_BYTES	(256u * 1024) /* at most this much a call, to keep the cache warm */
+#define RETRY_MS	1
+#define FAULT_NICE	(-10)
 
 struct local_fault {
 	struct ferry_pending_message message;
@@ -75,7 +75,7 @@ struct fault_loop {
 	struct ferry_run walk;
 	struct ferry_run sweep; /* n_pages 0: not sweeping */
 	struct stalled stalled;
-	bool retry; /* something could not be placed: try again soon */
+	bool retry;	      /* something could not be placed: try again soon */
 	uint64_t received_ns; /* the last bytes came */
 	struct ferry_notice notice;
 
@@ -271,9 +271,9 @@ static void handle_fault(struct fault_loop *l, const struct uffd_msg *msg,
 	case FERRY_FAULT_ASK:
 		ferry_pending_read(&l->pending, &m);
 		ferry_notice_fault(&l->notice, &m);
-		if (l->fd >= 0 && !ask(l, &(struct ferry_run){.region = m.region,
-							      .first_page = m.page,
-							      .n_pages = 1}))
+		if (l->fd >= 0 &&
+		    !ask(l, &(struct ferry_run){
+				    .region = m.region, .first_page = m.page, .n_pages = 1}))
 			walk_start(l);
 		break;
 	case FERRY_FAULT_ASKED:
@@ -498,6 +498,28 @@ static void serve_discards(struct fault_loop *l)
 	}
 }
 
+/* Of the answer at hand so many pages became present that nobody waited for. */
+static void note_swept(struct fault_loop *l, uint32_t n, uint64_t now)
+{
+	const struct ferry_page_run *pr = &l->stalled.run;
+	struct ferry_trace_record rec = {
+		.type = FERRY_TRACE_PUSH,
+		.flags = FERRY_PUSH_F_SWEPT |
+			 (pr->encoding == FERRY_ENCODING_ZERO ? FERRY_PUSH_F_ZERO : 0),
+		.region = pr->run.region,
+		.time_ns = now,
+		.push =
+			{
+				.first_page = pr->run.first_page,
+				.received_ns = l->stalled.received_ns,
+				.n_pages = pr->run.n_pages,
+				.n_new = n,
+			},
+	};
+
+	ferry_trace_emit(l->pending.ring, &rec);
+}
+
 /* Place the answer that is at hand. Return: false when it has to wait. */
 static bool place_answer(struct fault_loop *l)
 {
@@ -505,6 +527,8 @@ static bool place_answer(struct fault_loop *l)
 	struct stalled *s = &l->stalled;
 	const struct ferry_run *run = &s->run.run;
 	int rc = ferry_engine_fill(t, run, s->data, &s->done, &s->n_new);
+	uint64_t now;
+	uint32_t n;
 
 	s->active = rc < 0 && try_again(l, rc, run->region, run->first_page + s->done);
 	if (s->active)
@@ -512,8 +536,11 @@ static bool place_answer(struct fault_loop *l)
 	atomic_fetch_add_explicit(s->data ? &t->counters.pages_urgent : &t->counters.pages_zero,
 				  s->n_new, memory_order_relaxed);
 	settle_overtaken(l);
-	ferry_pending_answered(&l->pending, &s->run, s->received_ns, ferry_now_ns(),
-			       s->n_new < run->n_pages ? FERRY_FAULT_F_FOUND : 0);
+	now = ferry_now_ns();
+	n = ferry_pending_answered(&l->pending, &s->run, s->received_ns, now,
+				   s->n_new < run->n_pages ? FERRY_FAULT_F_FOUND : 0);
+	if (s->n_new > n)
+		note_swept(l, s->n_new - n, now);
 	ferry_engine_progress(t);
 	return true;
 }
@@ -552,9 +579,8 @@ static void handle_frame(struct fault_loop *l, const struct ferry_frame *frame)
 		refuse(l, "pages that don't fit the layout");
 		return;
 	}
-	l->stalled = (struct stalled){.run = *pr,
-				      .data = raw ? l->m->payload : NULL,
-				      .received_ns = l->received_ns};
+	l->stalled = (struct stalled){
+		.run = *pr, .data = raw ? l->m->payload : NULL, .received_ns = l->received_ns};
 	place_answer(l);
 }
 

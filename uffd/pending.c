@@ -72,6 +72,20 @@ static struct ferry_trace_record begin(struct ferry_pending *p,
 	};
 }
 
+/* Whoever reads the records must know that some are missing. */
+static void tell_unrecorded(struct ferry_pending *p, uint64_t now_ns)
+{
+	struct ferry_trace_record rec = {
+		.type = FERRY_TRACE_LOST,
+		.time_ns = now_ns,
+		.lost = {.n = p->n_unrecorded},
+	};
+
+	if (p->n_unrecorded)
+		ferry_trace_emit(p->ring, &rec);
+	p->n_unrecorded = 0;
+}
+
 /* The fault of @slot is over. */
 static void end(struct ferry_pending *p, struct ferry_pending_slot *slot, uint64_t placed_ns,
 		uint16_t flags)
@@ -83,6 +97,7 @@ static void end(struct ferry_pending *p, struct ferry_pending_slot *slot, uint64
 	if (placed_ns > rec->time_ns)
 		ferry_histogram_add(p->fault_ns, placed_ns - rec->time_ns);
 	ferry_trace_emit(p->ring, rec);
+	tell_unrecorded(p, placed_ns);
 	free_slot(p, slot);
 }
 
@@ -91,8 +106,10 @@ void ferry_pending_read(struct ferry_pending *p, const struct ferry_pending_mess
 	struct ferry_pending_slot *s = find_slot(p, m->region, m->page);
 
 	if (!s->key) {
-		if (p->n == FERRY_MAX_PENDING)
+		if (p->n == FERRY_MAX_PENDING) {
+			p->n_unrecorded++;
 			return;
+		}
 		p->n++;
 	}
 	s->key = key_of(m->region, m->page);
@@ -155,9 +172,11 @@ void ferry_pending_sent(struct ferry_pending *p, const struct ferry_page_request
 	}
 }
 
-void ferry_pending_answered(struct ferry_pending *p, const struct ferry_page_run *run,
-			    uint64_t received_ns, uint64_t placed_ns, uint16_t flags)
+uint32_t ferry_pending_answered(struct ferry_pending *p, const struct ferry_page_run *run,
+				uint64_t received_ns, uint64_t placed_ns, uint16_t flags)
 {
+	uint32_t n = 0;
+
 	if (run->encoding == FERRY_ENCODING_ZERO)
 		flags |= FERRY_FAULT_F_ZERO;
 	for (uint32_t i = 0; p->n && i < run->run.n_pages; i++) {
@@ -170,7 +189,9 @@ void ferry_pending_answered(struct ferry_pending *p, const struct ferry_page_run
 		s->rec.fault.source_received_ns = run->received_ns;
 		s->rec.fault.source_answered_ns = run->answered_ns;
 		end(p, s, placed_ns, flags);
+		n++;
 	}
+	return n;
 }
 
 void ferry_pending_settle(struct ferry_pending *p, uint32_t region, uint64_t page,

@@ -37,6 +37,7 @@ struct ferry_pending {
 	uint64_t next_id;
 	uint64_t link_request_id; /* requests with lower ids went over connections that are lost */
 	uint32_t n;
+	uint64_t n_unrecorded; /* faults there was no room for, not told yet */
 	struct ferry_pending_slot slots[FERRY_PENDING_SLOTS];
 };
 
@@ -61,9 +62,10 @@ void ferry_pending_sent(struct ferry_pending *p, const struct ferry_page_request
 
 /*
  * An answer was placed. @flags: FERRY_FAULT_F_FOUND when not all of it became present by that.
+ * Return: how many of its pages were waited for.
  */
-void ferry_pending_answered(struct ferry_pending *p, const struct ferry_page_run *run,
-			    uint64_t received_ns, uint64_t placed_ns, uint16_t flags);
+uint32_t ferry_pending_answered(struct ferry_pending *p, const struct ferry_page_run *run,
+				uint64_t received_ns, uint64_t placed_ns, uint16_t flags);
 
 /* A page came without its answer; @flags says how. Pages that are not in are none of our business. */
 void ferry_pending_settle(struct ferry_pending *p, uint32_t region, uint64_t page,

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/net.h"
 #include "base/util.h"
 #include "uffd/engine.h"
@@ -285,6 +286,23 @@ static struct ferry_trace *start_trace(const struct ferry_target *t)
 	return trace;
 }
 
+static void note_present(struct ferry_target *t)
+{
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		uint64_t n = ferry_bitmap_count(&t->pager.regions[i].known);
+		struct ferry_trace_record rec = {
+			.type = FERRY_TRACE_PUSH,
+			.flags = FERRY_PUSH_F_PRESENT,
+			.region = i,
+			.time_ns = ferry_now_ns(),
+			.push = {.n_pages = (uint32_t)n, .n_new = (uint32_t)n},
+		};
+
+		if (n)
+			ferry_trace_emit(ferry_trace_ring(t->trace, FERRY_RING_OWNER, 0), &rec);
+	}
+}
+
 int ferry_target_new(struct ferry_target **out, const struct ferry_target_config *config,
 		     struct ferry_failure *f)
 {
@@ -329,6 +347,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	}
 	if (!config->no_trace)
 		t->trace = start_trace(t);
+	note_present(t);
 	if (config->adopt) {
 		/* What the one before us had read is not delivered again: let all fault anew. */
 		for (uint32_t i = 0; i < t->n_regions; i++)
