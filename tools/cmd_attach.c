@@ -22,10 +22,6 @@
 
 #define LOOK_MS 100 /* how often the counters are read */
 
-#define WANTED                                                                                     \
-	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |         \
-	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS)
-
 static const struct option_def attach_options[] = {
 	{.name = "pid",
 	 .arg = "PID",
@@ -53,6 +49,7 @@ static const struct option_def attach_options[] = {
 	 OPTION_AT(resume)},
 	OPTION_MAX_RATE,
 	OPTION_BULK,
+	OPTIONS_TRACE,
 	OPTION_CONTROL,
 	OPTIONS_COMMON,
 };
@@ -88,7 +85,7 @@ static int add_region(struct ferry_target_region *r, uint32_t id, const struct f
 static int open_uffd(struct ferry_uffd *u, const struct options *o, struct ferry_failure *f)
 {
 	int rc = o->resume ? ferry_uffd_adopt(u, o->pid, f)
-			   : ferry_uffd_attach(u, o->pid, WANTED, f);
+			   : ferry_uffd_attach(u, o->pid, FERRY_TARGET_UFFD_FEATURES, f);
 
 	if (rc == -ENOENT && o->resume)
 		return ferry_fail(f, FERRY_REFUSE, rc,
@@ -106,6 +103,7 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 		.n_bulk = o->n_bulk,
 		.max_bytes_per_second = o->max_rate,
 		.adopt = o->resume,
+		.no_trace = o->no_trace,
 		.log = &a->job.report.log,
 	};
 	struct mappings found;
@@ -150,6 +148,9 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 		return rc;
 	/* In the end the process's own descriptor is closed, by attaching once more. */
 	rc = isolation_narrow(needs & ~ISOLATION_PROC, f);
+	if (rc < 0)
+		return rc;
+	rc = job_trace(&a->job, ferry_target_trace(a->target), f);
 	if (rc < 0)
 		return rc;
 	rc = ferry_target_start(a->target, f);
@@ -244,6 +245,7 @@ static int run(const struct options *o)
 		status = give_up(&a, o, &f);
 	else
 		status = follow(&a, o);
+	job_untrace(&a.job);
 	ferry_target_free(a.target);
 	job_close(&a.job);
 	return status;

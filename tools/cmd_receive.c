@@ -25,6 +25,7 @@ static const struct option_def receive_options[] = {
 	 .required = true,
 	 OPTION_AT(listen)},
 	OPTION_MAX_RATE,
+	OPTIONS_TRACE,
 	OPTION_CONTROL,
 	OPTIONS_COMMON,
 };
@@ -49,6 +50,18 @@ static void on_progress(void *ctx, const struct ferry_target_stats *target,
 	(void)server;
 	if (target)
 		report_target(&r->job.report, target);
+}
+
+static void on_trace(void *ctx, struct ferry_trace *trace)
+{
+	struct receive *r = ctx;
+	struct ferry_failure f = {0};
+
+	/* The guest matters more than a record of its faults. */
+	if (!trace)
+		job_untrace(&r->job);
+	else if (job_trace(&r->job, trace, &f) < 0)
+		ferry_warn(&r->job.report.log, "%s; faults are not recorded", f.text);
 }
 
 static int start(struct receive *r, const struct options *o, struct ferry_failure *f)
@@ -96,8 +109,9 @@ static int receive(struct receive *r, const struct options *o)
 		.listen_fd = r->listen_fd,
 		.stop_fd = r->job.stop_fd,
 		.max_bytes_per_second = o->max_rate,
+		.no_trace = o->no_trace,
 		.log = &r->job.report.log,
-		.observer = {.stage = on_stage, .progress = on_progress, .ctx = r},
+		.observer = {.stage = on_stage, .progress = on_progress, .trace = on_trace, .ctx = r},
 	};
 	struct ferry_receive_result result = {0};
 	struct ferry_failure f = {0};

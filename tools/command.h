@@ -28,8 +28,11 @@ struct command {
 
 	/* Return: the exit status. */
 	int (*run)(const struct options *o);
+
+	/* A command of several has these instead of options and ->run; the last is NULL. */
+	const struct command *const *parts;
 };
 
-extern const struct command cmd_probe, cmd_serve, cmd_attach, cmd_receive, cmd_migrate, cmd_status;
+extern const struct command cmd_probe, cmd_serve, cmd_attach, cmd_receive, cmd_migrate, cmd_status, cmd_trace;
 
 #endif

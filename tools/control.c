@@ -34,6 +34,7 @@ struct client {
 	size_t in_len;
 	char *out; /* owned; NULL while a request is read */
 	size_t out_len, out_done;
+	int out_fd; /* borrowed: goes with the first byte; -1 for none */
 	bool is_last; /* close it behind this answer */
 };
 
@@ -156,7 +157,7 @@ static json_t *error_answer(const char *text)
 	return o;
 }
 
-static json_t *answer(struct control *c, const char *line, size_t len)
+static json_t *answer(struct control *c, const char *line, size_t len, int *fd)
 {
 	json_t *request = json_loadb(line, len, 0, NULL), *result = NULL;
 	const char *get = json_string_value(json_object_get(request, "get"));
@@ -164,6 +165,8 @@ static json_t *answer(struct control *c, const char *line, size_t len)
 	for (const struct control_request *r = c->config.requests; get && r->get; r++) {
 		if (!strcmp(r->get, get)) {
 			result = r->answer(c->config.ctx, request);
+			if (r->descriptor)
+				*fd = r->descriptor(c->config.ctx);
 			break;
 		}
 	}
@@ -179,7 +182,8 @@ static json_t *answer(struct control *c, const char *line, size_t len)
 /* Begin to answer the line of @len bytes (without its end) that @cl sent. */
 static void begin_answer(struct control *c, struct client *cl, size_t len)
 {
-	json_t *result = answer(c, cl->in, len);
+	int fd = -1;
+	json_t *result = answer(c, cl->in, len, &fd);
 	char *text = json_line(result);
 
 	json_decref(result);
@@ -189,6 +193,7 @@ static void begin_answer(struct control *c, struct client *cl, size_t len)
 	}
 	cl->out_len = strlen(text) + 1;
 	cl->out_done = 0;
+	cl->out_fd = fd;
 	cl->out = realloc(text, cl->out_len + 1);
 	if (!cl->out) {
 		free(text);
@@ -200,9 +205,32 @@ static void begin_answer(struct control *c, struct client *cl, size_t len)
 	memmove(cl->in, cl->in + len + 1, cl->in_len);
 }
 
+static ssize_t send_some(struct client *cl)
+{
+	union {
+		char room[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} u = {{0}};
+	struct iovec iov = {cl->out + cl->out_done, cl->out_len - cl->out_done};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	if (!cl->out_done && cl->out_fd >= 0) {
+		struct cmsghdr *h;
+
+		m.msg_control = u.room;
+		m.msg_controllen = sizeof(u.room);
+		h = CMSG_FIRSTHDR(&m);
+		h->cmsg_level = SOL_SOCKET;
+		h->cmsg_type = SCM_RIGHTS;
+		h->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(h), &cl->out_fd, sizeof(int));
+	}
+	return sendmsg(cl->fd, &m, MSG_NOSIGNAL);
+}
+
 static void write_answer(struct client *cl)
 {
-	ssize_t n = send(cl->fd, cl->out + cl->out_done, cl->out_len - cl->out_done, MSG_NOSIGNAL);
+	ssize_t n = send_some(cl);
 
 	if (n < 0) {
 		if (errno != EAGAIN && errno != EINTR)

@@ -18,6 +18,8 @@ struct control_request {
 	const char *get;
 	/* Any thread. @request: the whole object, borrowed. Return: the answer, given. */
 	json_t *(*answer)(void *ctx, const json_t *request);
+	/* A descriptor that goes with the answer; borrowed, -1 for none. May be NULL. */
+	int (*descriptor)(void *ctx);
 };
 
 struct control_config {

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/job.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "tools/json.h"
 #include "tools/stop.h"
 
 static json_t *answer_status(void *ctx, const json_t *request)
@@ -16,10 +19,43 @@ static json_t *answer_status(void *ctx, const json_t *request)
 	return report_status(&j->report);
 }
 
+static json_t *answer_trace(void *ctx, const json_t *request)
+{
+	struct job *j = ctx;
+	json_t *o = json_object();
+
+	(void)request;
+	if (atomic_load(&j->trace_fd) < 0) {
+		json_put(o, "error", json_text("this command keeps no records of faults, or not yet"));
+		return o;
+	}
+	json_put(o, "command", json_text(j->report.command));
+	json_put(o, "pid", json_integer(getpid()));
+	json_put(o, "trace_version", json_integer(FERRY_TRACE_VERSION));
+	return o;
+}
+
+static int trace_descriptor(void *ctx)
+{
+	struct job *j = ctx;
+
+	return atomic_load(&j->trace_fd);
+}
+
 static const struct control_request control_requests[] = {
-	{"status", answer_status},
-	{NULL, NULL},
+	{"status", answer_status, NULL},
+	{"trace", answer_trace, trace_descriptor},
+	{NULL, NULL, NULL},
 };
+
+/* Before privileges go: the file may be in a folder that only they give access to. */
+static int open_record(struct job *j, const char *path, struct ferry_failure *f)
+{
+	if (!path)
+		return 0;
+	j->record_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+	return j->record_fd < 0 ? ferry_fail_errno(f, FERRY_REFUSE, -errno, "--trace %s", path) : 0;
+}
 
 int job_open(struct job *j, const char *command, const struct options *o, struct ferry_failure *f)
 {
@@ -31,12 +67,20 @@ int job_open(struct job *j, const char *command, const struct options *o, struct
 		.log = &j->report.log,
 	};
 
+	int rc;
+
 	j->control = NULL;
+	j->recorder = NULL;
+	j->record_fd = -1;
+	atomic_store(&j->trace_fd, -1);
 	report_init(&j->report, command, o);
 	j->stop_fd = stop_open(f);
 	if (j->stop_fd < 0)
 		return j->stop_fd;
 	j->report.stop_fd = j->stop_fd;
+	rc = open_record(j, o->trace, f);
+	if (rc < 0)
+		return rc;
 	return control_open(&j->control, &config, f);
 }
 
@@ -45,9 +89,54 @@ int job_start(struct job *j, struct ferry_failure *f)
 	return control_start(j->control, f);
 }
 
+int job_trace(struct job *j, struct ferry_trace *trace, struct ferry_failure *f)
+{
+	int fd, rc;
+
+	if (!trace)
+		return j->record_fd < 0 ? 0
+					: ferry_fail(f, FERRY_REFUSE, -ENOMEM,
+						     "--trace: there are no records of faults");
+	fd = ferry_trace_fd(trace);
+	if (fd < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, fd, "reading the trace's memory");
+	/* Given out by the control thread until it ends, which is when it is closed. */
+	atomic_store(&j->trace_fd, fd);
+	report_trace(&j->report, trace);
+	if (j->record_fd < 0)
+		return 0;
+	rc = ferry_recorder_open(&j->recorder, TAKE_FD(j->record_fd), fd, f);
+	return rc < 0 ? rc : ferry_recorder_start(j->recorder, f);
+}
+
+void job_untrace(struct job *j)
+{
+	report_trace(&j->report, NULL);
+}
+
+static void end_record(struct job *j)
+{
+	struct ferry_failure f = {0};
+	uint64_t n_lost = 0;
+
+	if (!j->recorder)
+		return;
+	if (ferry_recorder_close(j->recorder, NULL, &n_lost, &f) < 0)
+		ferry_warn(&j->report.log, "--trace: %s", f.text);
+	else if (n_lost)
+		ferry_warn(&j->report.log,
+			   "--trace: %" PRIu64 " records were overwritten before they were written "
+			   "to the file",
+			   n_lost);
+	j->recorder = NULL;
+}
+
 void job_close(struct job *j)
 {
+	end_record(j);
 	control_free(j->control);
+	ferry_close(j->trace_fd);
+	ferry_close(j->record_fd);
 	ferry_close(j->stop_fd);
 	report_fini(&j->report);
 }

@@ -3,6 +3,7 @@
 #ifndef FERRY_TOOLS_JOB_H
 #define FERRY_TOOLS_JOB_H
 
+#include "trace/recorder.h"
 #include "tools/command.h"
 #include "tools/control.h"
 #include "tools/report.h"
@@ -11,6 +12,9 @@ struct job {
 	struct report report;
 	struct control *control; /* owned; NULL when it couldn't be had */
 	int stop_fd;		 /* owned; readable when the user wants an end */
+	int record_fd;		 /* owned: the file of --trace; -1 for none */
+	struct ferry_recorder *recorder; /* owned; NULL for none */
+	_Atomic int trace_fd;	 /* owned: what 'pageferry trace' gets; -1 for none */
 };
 
 /**
@@ -21,6 +25,15 @@ int job_open(struct job *j, const char *command, const struct options *o, struct
 
 /* Answer 'pageferry status' from now on: starts a thread. */
 int job_start(struct job *j, struct ferry_failure *f);
+
+/*
+ * There are records of faults from now on: let others read them, and begin to record with --trace.
+ * @trace: borrowed until job_untrace(); NULL when there are none
+ * Errors: negative errno in @f.
+ */
+int job_trace(struct job *j, struct ferry_trace *trace, struct ferry_failure *f);
+/* The records end. What is recorded is written out by job_close(). */
+void job_untrace(struct job *j);
 
 void job_close(struct job *j);
 

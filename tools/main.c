@@ -8,7 +8,7 @@
 #include "tools/json.h"
 
 static const struct command *const commands[] = {
-	&cmd_probe, &cmd_serve, &cmd_attach, &cmd_receive, &cmd_migrate, &cmd_status,
+	&cmd_probe, &cmd_serve, &cmd_attach, &cmd_receive, &cmd_migrate, &cmd_status, &cmd_trace,
 };
 
 static const char exit_notes[] =
@@ -21,6 +21,16 @@ static const struct command *find_command(const char *name)
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(commands); i++) {
 		if (!strcmp(commands[i]->name, name))
 			return commands[i];
+	}
+	return NULL;
+}
+
+/* The names of parts are "trace record" and so on: what is asked for is behind the blank. */
+static const struct command *find_part(const struct command *c, const char *name)
+{
+	for (const struct command *const *part = c->parts; *part; part++) {
+		if (!strcmp(strchr((*part)->name, ' ') + 1, name))
+			return *part;
 	}
 	return NULL;
 }
@@ -43,6 +53,17 @@ static void print_help(void)
 	       "'pageferry COMMAND --help' lists a command's options.\n"
 	       "An ADDR is HOST:PORT, [v6]:PORT or unix:PATH.\n\n%s",
 	       exit_notes);
+}
+
+static void print_parts_help(const struct command *c)
+{
+	printf("Usage: pageferry %s %s\n\n%s\n\nCommands:\n", c->name, c->synopsis, c->summary);
+	for (const struct command *const *part = c->parts; *part; part++)
+		printf("  %-14s %s\n", (*part)->name, (*part)->summary);
+	printf("\nOptions:\n"
+	       "  -h, --help        print this and end\n"
+	       "  -V, --version     print the version and end\n\n%s\n%s",
+	       c->notes, exit_notes);
 }
 
 static void print_command_help(const struct command *c)
@@ -88,6 +109,32 @@ static int run_command(const struct command *c, int argc, char **argv)
 	return c->run(&o);
 }
 
+static int run_part(const struct command *c, int argc, char **argv)
+{
+	const struct command *part;
+	char text[200];
+
+	if (argc < 2) {
+		snprintf(text, sizeof(text), "give a command; 'pageferry %s --help' lists them",
+			 c->name);
+		return fail_usage(c->name, argc, argv, text);
+	}
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
+		print_parts_help(c);
+		return EXIT_DONE;
+	}
+	if (!strcmp(argv[1], "--version") || !strcmp(argv[1], "-V")) {
+		print_version();
+		return EXIT_DONE;
+	}
+	part = find_part(c, argv[1]);
+	if (part)
+		return run_command(part, argc - 1, argv + 1);
+	snprintf(text, sizeof(text), "unknown %s '%.60s'; 'pageferry %s --help' lists what there is",
+		 argv[1][0] == '-' ? "option" : "command", argv[1], c->name);
+	return fail_usage(c->name, argc, argv, text);
+}
+
 int main(int argc, char **argv)
 {
 	const struct command *c;
@@ -110,5 +157,5 @@ int main(int argc, char **argv)
 			 argv[1][0] == '-' ? "option" : "command", argv[1]);
 		return fail_usage("", argc, argv, text);
 	}
-	return run_command(c, argc - 1, argv + 1);
+	return c->parts ? run_part(c, argc - 1, argv + 1) : run_command(c, argc - 1, argv + 1);
 }

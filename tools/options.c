@@ -102,6 +102,8 @@ static int set_value(const struct option_def *d, const char *text, struct option
 	void *at = (char *)o + d->offset;
 	uint32_t n;
 
+	if (d->kind == OPTION_OPERAND && !*text)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "%s is empty; give the path", d->name);
 	if (d->arg && !*text)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "--%s is empty; give --%s %s", d->name,
 				  d->name, d->arg);
@@ -110,6 +112,7 @@ static int set_value(const struct option_def *d, const char *text, struct option
 		*(bool *)at = true;
 		return 0;
 	case OPTION_TEXT:
+	case OPTION_OPERAND:
 		*(const char **)at = text;
 		return 0;
 	case OPTION_TEXTS:
@@ -156,8 +159,9 @@ static void parser_init(struct parser *p, const struct option_def *defs)
 	for (p->n = 0; defs[p->n].name && p->n < MAX_OPTIONS; p->n++) {
 		const struct option_def *d = &defs[p->n];
 
+		/* getopt knows no operands, and "" is the name of no long option that can be met. */
 		p->longs[p->n] = (struct option){
-			.name = d->name,
+			.name = d->kind == OPTION_OPERAND ? "" : d->name,
 			.has_arg = d->arg ? required_argument : no_argument,
 			.val = LONG_BASE + p->n,
 		};
@@ -202,6 +206,9 @@ static int fail_getopt(const struct option_def *defs, int c, char **argv, struct
 static int check_required(const struct option_def *defs, const bool *seen, struct ferry_failure *f)
 {
 	for (int i = 0; defs[i].name; i++) {
+		if (defs[i].required && !seen[i] && defs[i].kind == OPTION_OPERAND)
+			return ferry_fail(f, FERRY_REFUSE, -EINVAL, "%s is missing; add it (%s)",
+					  defs[i].name, defs[i].help);
 		if (defs[i].required && !seen[i])
 			return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 					  "--%s is missing; add --%s %s (%s)", defs[i].name,
@@ -238,6 +245,14 @@ int options_parse(const struct option_def *defs, int argc, char **argv, struct o
 			*out = o;
 			return 0;
 		}
+	}
+	for (const struct option_def *d = defs; d->name && optind < argc; d++) {
+		if (d->kind != OPTION_OPERAND)
+			continue;
+		seen[d - defs] = true;
+		rc = set_value(d, argv[optind++], &o, f);
+		if (rc < 0)
+			return rc;
 	}
 	if (optind < argc)
 		return ferry_fail(
@@ -276,13 +291,20 @@ static void print_wrapped(const char *text, FILE *to)
 	fputc('\n', to);
 }
 
+static int format_head(const struct option_def *d, char *out, size_t size)
+{
+	if (d->kind == OPTION_OPERAND)
+		return snprintf(out, size, "  %s", d->name);
+	return snprintf(out, size, "  %c%c%s--%s%s%s", d->letter ? '-' : ' ',
+			d->letter ? d->letter : ' ', d->letter ? ", " : "  ", d->name,
+			d->arg ? " " : "", d->arg ? d->arg : "");
+}
+
 void options_print(const struct option_def *defs, FILE *to)
 {
 	for (const struct option_def *d = defs; d->name; d++) {
 		char head[80];
-		int len = snprintf(head, sizeof(head), "  %c%c%s--%s%s%s", d->letter ? '-' : ' ',
-				   d->letter ? d->letter : ' ', d->letter ? ", " : "  ", d->name,
-				   d->arg ? " " : "", d->arg ? d->arg : "");
+		int len = format_head(d, head, sizeof(head));
 
 		fputs(head, to);
 		if (len + 2 > HELP_INDENT) {

@@ -32,10 +32,14 @@ struct option_addr {
 struct options {
 	bool help, version, json, verbose;
 	bool once, postcopy, resume;
+	bool csv, no_trace;
 	pid_t pid;
 	uint32_t n_bulk, max_sessions;
+	uint32_t duration_s, n_slowest;
 	uint64_t max_rate; /* bytes a second */
 	const char *qmp, *control;
+	const char *file; /* an operand */
+	const char *output, *trace, *format;
 	struct option_texts files, matches;
 	struct option_addr listen, from, to;
 };
@@ -49,6 +53,8 @@ enum option_kind {
 	OPTION_RATE,	    /* uint64_t; digits, then nothing or K, M or G (1024 each) */
 	OPTION_ADDR_LISTEN, /* struct option_addr */
 	OPTION_ADDR_DIAL,   /* struct option_addr; host and port must be there */
+	OPTION_OPERAND,	    /* const char *; no option, but an argument of its own: ->name as --help
+			       shows it; at most one a command */
 };
 
 struct option_def {
@@ -96,6 +102,17 @@ struct option_def {
 			"COMMAND-PID.sock in $XDG_RUNTIME_DIR/pageferry, for root in "             \
 			"/run/pageferry)",                                                         \
 		.kind = OPTION_TEXT, OPTION_AT(control)                                            \
+	}
+
+#define OPTIONS_TRACE                                                                              \
+	{.name = "trace", .arg = "FILE",                                                           \
+	 .help = "record every fault, from the start to the end, in this file for 'pageferry "     \
+		 "trace'",                                                                         \
+	 .kind = OPTION_TEXT, OPTION_AT(trace)},                                                   \
+	{                                                                                          \
+		.name = "no-trace",                                                                \
+		.help = "keep no records of faults in memory: nothing can be traced",              \
+		.kind = OPTION_FLAG, OPTION_AT(no_trace)                                           \
 	}
 
 #define OPTION_BULK                                                                                \

@@ -130,6 +130,7 @@ void report_stage(struct report *r, const char *stage)
 {
 	pthread_mutex_lock(&r->lock);
 	r->stage = stage;
+	ferry_trace_mark(r->trace, stage);
 	if (r->has_json) {
 		json_t *o = json_object();
 
@@ -138,6 +139,15 @@ void report_stage(struct report *r, const char *stage)
 	} else if (!r->has_bar) {
 		say(r, "", stage);
 	}
+	pthread_mutex_unlock(&r->lock);
+}
+
+void report_trace(struct report *r, struct ferry_trace *trace)
+{
+	pthread_mutex_lock(&r->lock);
+	r->trace = trace;
+	if (r->stage)
+		ferry_trace_mark(trace, r->stage);
 	pthread_mutex_unlock(&r->lock);
 }
 

@@ -32,6 +32,7 @@ struct report {
 	struct writer out, err;
 	bool bar_is_shown;
 	const char *stage;
+	struct ferry_trace *trace; /* borrowed: gets the stages as marks; NULL for none */
 	bool has_link, link_is_lost;
 	char address[FERRY_ADDR_TEXT_MAX]; /* empty when nothing listens */
 	struct progress now;
@@ -49,6 +50,9 @@ void report_listening(struct report *r, const struct ferry_addr *a);
 
 /* @stage lives as long as the report. */
 void report_stage(struct report *r, const char *stage);
+
+/* Mark the stages, this one first, in @trace from now on; NULL: not any more. */
+void report_trace(struct report *r, struct ferry_trace *trace);
 
 /* New counters: progress at its pace, and lost and resumed links as the counters tell them. */
 void report_target(struct report *r, const struct ferry_target_stats *s);

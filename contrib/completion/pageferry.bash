@@ -7,32 +7,46 @@ _pageferry_options() {
 	case $1 in
 	probe) echo "$common" ;;
 	serve) echo "--file --pid --match --listen --max-rate --max-sessions --once --control $common" ;;
-	attach) echo "--pid --match --from --resume --max-rate --bulk --control $common" ;;
-	receive) echo "--qmp --listen --max-rate --control $common" ;;
+	attach) echo "--pid --match --from --resume --max-rate --bulk --trace --no-trace --control $common" ;;
+	receive) echo "--qmp --listen --max-rate --trace --no-trace --control $common" ;;
 	migrate) echo "--qmp --to --postcopy --bulk --control $common" ;;
 	status) echo "--control $common" ;;
+	"trace record") echo "--output --control --duration $common" ;;
+	"trace report") echo "--csv --slowest $common" ;;
+	"trace plot") echo "--output $common" ;;
+	"trace export") echo "--format --output $common" ;;
 	esac
 }
 
 _pageferry() {
 	local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
 
+	local command=${COMP_WORDS[1]}
+
+	[ "$command" = trace ] && command="trace ${COMP_WORDS[2]}"
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W "probe serve attach receive migrate status --help --version" -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W "probe serve attach receive migrate status trace --help --version" -- "$word")
+		return
+	fi
+	if [ "${COMP_WORDS[1]}" = trace ] && [ "$COMP_CWORD" -eq 2 ]; then
+		mapfile -t COMPREPLY < <(compgen -W "record report plot export --help --version" -- "$word")
 		return
 	fi
 	case $previous in
-	--file | --qmp | --control)
+	--file | --qmp | --control | --trace | --output | -o | report | plot | export)
 		compopt -o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(compgen -f -- "$word")
 		;;
 	--pid)
 		mapfile -t COMPREPLY < <(cd /proc && compgen -W "$(echo [0-9]*)" -- "$word")
 		;;
-	--match | --listen | --from | --to | --max-rate | --max-sessions | --bulk) ;;
+	--format)
+		mapfile -t COMPREPLY < <(compgen -W "perfetto qemu" -- "$word")
+		;;
+	--duration | --slowest | --match | --listen | --from | --to | --max-rate | --max-sessions | --bulk) ;;
 	*)
-		mapfile -t COMPREPLY < <(compgen -W "$(_pageferry_options "${COMP_WORDS[1]}")" -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W "$(_pageferry_options "$command")" -- "$word")
 		;;
 	esac
 }

@@ -9,6 +9,7 @@ import sys
 from cli_support import json_lines, main, run
 
 COMMANDS = ["probe", "serve", "attach", "receive", "migrate", "status"]
+PARTS = {"trace": ["record", "report", "plot", "export"]}  # commands of several
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
 # Arguments, and what the message must say.
@@ -54,13 +55,33 @@ WRONG = [
     ("migrate --qmp s --to h:1", "add --postcopy"),
     ("status --control", "--control needs an argument"),
     ("probe --control x", "unknown option '--control'"),
+    ("attach --pid 1 --match x --from h:1 --trace", "--trace needs an argument"),
+    ("trace", "give a command"),
+    ("trace nonsense", "unknown command 'nonsense'"),
+    ("trace --nonsense", "unknown option '--nonsense'"),
+    ("trace record", "add --output FILE"),
+    ("trace record -o x --duration 0", "give a number from 1 to"),
+    ("trace record -o x more", "'more' is no option"),
+    ("trace report", "FILE is missing"),
+    ("trace report a b", "'b' is no option"),
+    ("trace report a --slowest 1001", "give a number from 1 to 1000"),
+    ("trace plot a", "add --output FILE"),
+    ("trace export a -o x", "add --format FORMAT"),
+    ("trace export a -o x --format svg", "give perfetto or qemu"),
 ]
+
+
+def command_of(words):
+    """The command that complains: the one that the arguments name."""
+    if len(words) > 1 and words[1] in PARTS.get(words[0], []):
+        return f"{words[0]} {words[1]}"
+    return words[0] if words and words[0] in [*COMMANDS, *PARTS] else ""
 
 
 def wrong_usage_is_told_in_one_line(_):
     for args, text in WRONG:
         status, out, err = run(*args.split())
-        command = args.split()[0] if args and args.split()[0] in COMMANDS else ""
+        command = command_of(args.split())
         prefix = f"pageferry {command}: " if command else "pageferry: "
         assert status == 2, f"{args}: {status} {err}"
         assert not out, f"{args}: {out}"
@@ -71,14 +92,16 @@ def wrong_usage_is_told_in_one_line(_):
 def wrong_usage_ends_the_json_too(_):
     for args, text in WRONG:
         words = args.split()
-        status, out, err = run(*words[:1], "--json", *words[1:]) if words else run("x", "--json")
+        n = len(command_of(words).split()) or 1
+        status, out, err = run(*words[:n], "--json", *words[n:]) if words else run("x", "--json")
         (last,) = json_lines(out)
         assert status == 2 and last["event"] == "failed" and last["exit"] == 2, last
         assert last["error"] in err, (last, err)
 
 
 def version_and_help_are_everywhere(_):
-    for args in [[]] + [[c] for c in COMMANDS]:
+    parts = [[c, part] for c in PARTS for part in PARTS[c]]
+    for args in [[]] + [[c] for c in [*COMMANDS, *PARTS]] + parts:
         for option in ("--version", "-V"):
             status, out, err = run(*args, option)
             assert status == 0 and re.fullmatch(r"pageferry \d+\.\d+\.\d+\n", out) and not err
@@ -86,12 +109,14 @@ def version_and_help_are_everywhere(_):
             status, out, err = run(*args, option)
             assert status == 0 and out.startswith("Usage: pageferry ") and not err
             assert max(map(len, out.splitlines())) < 100, args
-    for c in COMMANDS:
+    for c in [*COMMANDS, *PARTS]:
         assert re.search(rf"^  {c} ", run("--help")[1], re.M), c
+    for c, part in parts:
+        assert re.search(rf"^  {c} {part} ", run(c, "--help")[1], re.M), (c, part)
 
 
-def help_options(command):
-    return set(re.findall(r"^  (?:-\w, |    )(--[a-z-]+)", run(command, "--help")[1], re.M))
+def help_options(*command):
+    return set(re.findall(r"^  (?:-\w, |    )(--[a-z-]+)", run(*command, "--help")[1], re.M))
 
 
 def man_text(name):
@@ -103,7 +128,7 @@ def man_options(command):
     text = man_text(f"pageferry-{command}.1")
     options = text[text.index(".SH OPTIONS") :]
     options = options[: options.index(".SH ", 5)]
-    return set(re.findall(r"^\.(?:B|BI|BR) (?:-\w \", \" )?(--[a-z-]+)", options, re.M))
+    return set(re.findall(r"^\.(?:B|BI|BR) (?:-\w \", \" )?\"?(--[a-z-]+)", options, re.M))
 
 
 def complete(*words):
@@ -127,18 +152,28 @@ def every_option_is_in_help_man_page_and_completion(_):
         assert {"--json", "--help", "--version"} <= wanted, (c, wanted)
         assert man_options(c) == wanted, (c, man_options(c) ^ wanted)
         assert set(complete(c, "")) == wanted, (c, set(complete(c, "")) ^ wanted)
+    for c, parts in PARTS.items():
+        every = set()
+        for part in parts:
+            wanted = help_options(c, part)
+            assert {"--json", "--help", "--version"} <= wanted, (c, part, wanted)
+            assert set(complete(c, part, "x", "")) == wanted, (c, part, complete(c, part, "x", ""))
+            every |= wanted
+        assert man_options(c) == every, (c, man_options(c) ^ every)
+        assert {w for w in complete(c, "") if w[0] != "-"} == set(parts), complete(c, "")
 
 
 def every_command_is_in_help_man_page_and_completion(_):
     out = run("--help")[1]
     listed = re.findall(r"^  ([a-z]+) ", out[out.index("Commands:") :], re.M)
-    assert sorted(listed) == sorted(COMMANDS), listed
-    assert sorted(w for w in complete("") if w[0] != "-") == sorted(COMMANDS)
+    commands = [*COMMANDS, *PARTS]
+    assert sorted(listed) == sorted(commands), listed
+    assert sorted(w for w in complete("") if w[0] != "-") == sorted(commands)
     text = man_text("pageferry.1")
-    for c in COMMANDS:
+    for c in commands:
         assert f".BR pageferry-{c} (1)" in text, c
     pages = [n for n in os.listdir(os.path.join(SOURCE, "man")) if n.endswith(".1")]
-    assert sorted(pages) == sorted(["pageferry.1"] + [f"pageferry-{c}.1" for c in COMMANDS])
+    assert sorted(pages) == sorted(["pageferry.1"] + [f"pageferry-{c}.1" for c in commands])
 
 
 def help_shows_defaults_and_units(_):
@@ -163,7 +198,7 @@ def completion_knows_values(folder):
 
 
 def man_pages_are_sound_roff(_):
-    for c in [""] + ["-" + c for c in COMMANDS]:
+    for c in [""] + ["-" + c for c in [*COMMANDS, *PARTS]]:
         path = os.path.join(SOURCE, "man", f"pageferry{c}.1")
         try:
             got = subprocess.run(
