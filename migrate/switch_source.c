@@ -308,6 +308,11 @@ static void tell(struct ferry_switch_source *s, enum ferry_switch_event event)
 	switch (s->core.machine.state) {
 	case FERRY_SRC_UNDOING:
 		s->story = s->why;
+		if (event == FERRY_EV_LINK_LOST)
+			ferry_fail(&s->story, FERRY_LINK, s->why.err,
+				   "the link to the target broke before the guest was handed over "
+				   "(%.250s); it stays here",
+				   s->why.text);
 		break;
 	case FERRY_SRC_COMMITTED:
 	case FERRY_SRC_PUSHING:
@@ -355,7 +360,7 @@ static enum ferry_switch_event perform_all(struct ferry_switch_source *s,
 	}
 	if (!undoing)
 		return FERRY_EV_NOTHING;
-	return s->qmp ? FERRY_EV_UNDONE : FERRY_EV_VMM_GONE;
+	return s->vmm_gone ? FERRY_EV_VMM_GONE : FERRY_EV_UNDONE;
 }
 
 static void set_deadline(struct ferry_switch_source *s)

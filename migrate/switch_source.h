@@ -19,7 +19,8 @@ struct ferry_switch_source {
 	struct ferry_switch core;
 	struct ferry_watch watch;
 
-	struct ferry_qmp *qmp; /* owned; NULL once QEMU is gone */
+	struct ferry_qmp *qmp; /* owned; NULL before QEMU is there, and once it is gone */
+	bool vmm_gone;	       /* it was there */
 	struct ferry_qemu qemu;
 	struct ferry_qemu_setup setup;
 

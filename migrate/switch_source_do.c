@@ -45,6 +45,7 @@ enum ferry_switch_event ferry_source_vmm_gone(struct ferry_switch_source *s)
 	ferry_qemu_setup_fini(&s->setup);
 	ferry_qmp_free(s->qmp);
 	s->qmp = NULL;
+	s->vmm_gone = true;
 	return FERRY_EV_VMM_GONE;
 }
 
