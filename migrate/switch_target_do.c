@@ -342,7 +342,8 @@ static enum ferry_switch_event undo(struct ferry_switch_target *s, enum ferry_sw
 		abandon(s);
 		break;
 	case FERRY_DO_RESTORE_VMM:
-		if (s->qmp)
+		/* A QEMU whose loading was cut off can't be used again, or has ended already. */
+		if (s->qmp && (s->core.machine.state != FERRY_TGT_UNDOING || !s->load_started))
 			ferry_qemu_setup_restore(&s->setup);
 		break;
 	default:
