@@ -192,7 +192,9 @@ static int handshake(struct ferry_channel *c, const struct ferry_hello *hello, i
 		return ferry_fail_errno(f, FERRY_LINK, rc, "sending Hello");
 	rc = ferry_channel_receive(c, m, FERRY_HANDSHAKE_TIMEOUT_MS, stop_fd, f);
 	if (rc == -ETIMEDOUT)
-		return ferry_fail(f, FERRY_LINK, rc, "no answer to Hello within %d s",
+		return ferry_fail(f, FERRY_LINK, rc,
+				  "no answer to Hello within %d s; is the address that of a pageferry "
+				  "command?",
 				  FERRY_HANDSHAKE_TIMEOUT_MS / 1000);
 	return rc;
 }
