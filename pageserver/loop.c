@@ -201,6 +201,28 @@ static void close_everything(struct ferry_server *s)
 		ferry_conn_close(c);
 }
 
+/* A poll in flight keeps its socket listening after it is closed: have none, so that the address is
+ * free when the server has stopped. */
+static void release_listeners(struct ferry_server *s)
+{
+	bool any;
+
+	for (uint32_t i = 0; i < s->n_listeners; i++) {
+		struct io_uring_sqe *sqe;
+
+		if (!s->listeners[i].armed)
+			continue;
+		sqe = ferry_loop_sqe(s);
+		io_uring_prep_poll_remove(sqe, (uintptr_t)&s->listeners[i].op);
+		io_uring_sqe_set_data(sqe, NULL);
+	}
+	do {
+		any = false;
+		for (uint32_t i = 0; i < s->n_listeners; i++)
+			any |= s->listeners[i].armed;
+	} while (any && !wait_and_dispatch(s));
+}
+
 void *ferry_loop_run(void *server)
 {
 	struct ferry_server *s = server;
@@ -217,8 +239,10 @@ void *ferry_loop_run(void *server)
 		}
 		if (s->any_closed)
 			ferry_conn_sweep(s);
-		if (atomic_load(&s->stopping) && !s->conns && !s->peers)
+		if (atomic_load(&s->stopping) && !s->conns && !s->peers) {
+			release_listeners(s);
 			return NULL;
+		}
 		arm(s);
 		rc = wait_and_dispatch(s);
 		if (rc < 0)

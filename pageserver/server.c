@@ -196,6 +196,13 @@ int ferry_server_start(struct ferry_server *s, struct ferry_failure *f)
 	return 0;
 }
 
+static void close_listeners(struct ferry_server *s)
+{
+	for (uint32_t i = 0; i < s->n_listeners; i++)
+		ferry_close(s->listeners[i].fd);
+	s->n_listeners = 0;
+}
+
 void ferry_server_stop(struct ferry_server *s)
 {
 	if (!s->running)
@@ -205,6 +212,7 @@ void ferry_server_stop(struct ferry_server *s)
 	ferry_loop_wake(s);
 	pthread_join(s->thread, NULL);
 	s->running = false;
+	close_listeners(s);
 }
 
 void ferry_server_free(struct ferry_server *s)
@@ -214,8 +222,7 @@ void ferry_server_free(struct ferry_server *s)
 	ferry_server_stop(s);
 	ferry_dialers_free(s);
 	ferry_loop_fini(s);
-	for (uint32_t i = 0; i < s->n_listeners; i++)
-		ferry_close(s->listeners[i].fd);
+	close_listeners(s);
 	fini(s);
 }
 
