@@ -85,7 +85,8 @@ typedef void (*pageferry_log_fn)(void *ctx, enum pageferry_log_level level, cons
 
 /*
  * A range of this process's own memory. Both sides name the same regions in the same order, with the
- * same sizes and page sizes; a side that gives no name takes the other's.
+ * same sizes and page sizes. A target that gives no name takes any; a source that gives none says
+ * "region0", "region1", ...
  *
  * Private anonymous memory, shared memory (memfd, tmpfs, shared anonymous) and huge pages of 2 MiB
  * (hugetlbfs, MAP_HUGETLB) can be served and made lazy; memory mapped from ordinary files can be

@@ -60,6 +60,9 @@ static int open_sources(struct pageferry_server *s, const struct pageferry_regio
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "regions");
 	rc = ferry_lib_regions(r, in, n, f);
 	for (uint32_t i = 0; !rc && i < n; i++) {
+		/* On the wire each has a name. */
+		if (!r[i].desc.name[0])
+			snprintf(r[i].desc.name, sizeof(r[i].desc.name), "region%u", i);
 		rc = open_source(&s->sources[i], &in[i], &r[i], i, f);
 		if (!rc)
 			s->n_sources++;

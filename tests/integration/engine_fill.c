@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Lazy memory of each kind fills up with what the source has, while threads use it. */
+#include <criterion/criterion.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "engine_support.h"
+
+#define N_PAGES	     4096u
+#define N_HUGE_PAGES 8u
+
+TestSuite(engine_fill, .timeout = 120);
+
+static void fill_under_load(struct source *s)
+{
+	struct target t = {0};
+	struct readers r = {0};
+	struct pageferry_lazy_stats st;
+
+	source_start(s);
+	target_start(&t, s);
+	readers_start(&r, s, t.memory, 4 * s->n_pages);
+	target_push(&t);
+	target_await(&t, PAGEFERRY_COMPLETE);
+	readers_join(&r);
+	assert_all(s, t.memory);
+	st = target_stats(&t);
+	cr_assert_eq(st.pages_resident, s->n_pages);
+	cr_assert_eq(st.pages_total, s->n_pages);
+	cr_assert_eq(st.pages_urgent + st.pages_pushed + st.pages_zero, s->n_pages);
+	cr_assert(st.fault_p50_us <= st.fault_p99_us && st.fault_p99_us <= st.fault_p999_us &&
+		  st.fault_p999_us <= st.fault_max_us);
+	target_close(&t);
+	source_end(s);
+}
+
+Test(engine_fill, anonymous_memory_while_threads_fault_at_random)
+{
+	struct source s = {.kind = MEMORY_ANON, .n_pages = N_PAGES};
+
+	fill_under_load(&s);
+}
+
+Test(engine_fill, shared_memory_while_threads_fault_at_random)
+{
+	struct source s = {.kind = MEMORY_SHARED, .n_pages = N_PAGES};
+
+	fill_under_load(&s);
+}
+
+Test(engine_fill, huge_pages_while_threads_fault_at_random, .fini = huge_unreserve)
+{
+	struct source s = {.kind = MEMORY_HUGE, .n_pages = N_HUGE_PAGES};
+
+	huge_reserve(2 * N_HUGE_PAGES);
+	fill_under_load(&s);
+}
+
+Test(engine_fill, without_a_push_only_what_is_touched_comes)
+{
+	struct source s = {.kind = MEMORY_ANON, .n_pages = N_PAGES};
+	struct target t = {0};
+
+	source_start(&s);
+	target_start(&t, &s);
+	cr_assert(page_is(&s, 0, t.memory));
+	cr_assert(page_is(&s, 3, t.memory + 3 * PAGE));
+	cr_assert(page_is(&s, N_PAGES - 1, t.memory + (N_PAGES - 1) * (size_t)PAGE));
+	/* A thread goes on a moment before its page is counted. */
+	target_await_pages(&t, 3);
+	cr_assert_eq(target_stats(&t).pages_resident, 3);
+	target_push(&t);
+	target_await(&t, PAGEFERRY_COMPLETE);
+	assert_all(&s, t.memory);
+	target_close(&t);
+	source_end(&s);
+}
+
+Test(engine_fill, pages_that_are_present_are_kept)
+{
+	struct source s = {.kind = MEMORY_ANON, .n_pages = 64};
+	struct target t = {0};
+	uint8_t *again;
+
+	source_start(&s);
+	target_start(&t, &s);
+	target_push(&t);
+	target_await(&t, PAGEFERRY_COMPLETE);
+	target_close(&t);
+	/* Lazy a second time: everything is there, so nothing is fetched nor overwritten. */
+	again = t.memory;
+	memset(again, 0x5a, PAGE);
+	{
+		struct pageferry_region region = {.start = again, .bytes = 64 * PAGE};
+		struct pageferry_error e;
+
+		cr_assert(pageferry_lazy_new(&t.lazy, &region, 1, NULL, &e) == 0, "%s", e.text);
+		cr_assert(pageferry_lazy_connect(t.lazy, s.address, &e) == 0, "%s", e.text);
+		target_push(&t);
+		target_await(&t, PAGEFERRY_COMPLETE);
+	}
+	cr_assert_eq(target_stats(&t).pages_urgent + target_stats(&t).pages_pushed, 0);
+	cr_assert_eq(again[PAGE - 1], 0x5a);
+	cr_assert(page_is(&s, 63, again + 63 * PAGE));
+	target_close(&t);
+	source_end(&s);
+}
+
+Test(engine_fill, zero_pages_are_said_to_be_zero)
+{
+	struct source s = {.kind = MEMORY_ANON, .n_pages = N_PAGES};
+	struct target t = {0};
+	struct pageferry_lazy_stats st;
+
+	source_start(&s);
+	target_start(&t, &s);
+	target_push(&t);
+	target_await(&t, PAGEFERRY_COMPLETE);
+	st = target_stats(&t);
+	cr_assert_eq(st.pages_zero, N_PAGES / 8);
+	cr_assert_lt(st.wire_bytes, (N_PAGES * 7 / 8) * (uint64_t)PAGE * 102 / 100);
+	assert_all(&s, t.memory);
+	target_close(&t);
+	source_end(&s);
+}
+
+static uint64_t allocated(int fd)
+{
+	struct stat st;
+
+	cr_assert_eq(fstat(fd, &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+Test(engine_fill, holes_of_shared_memory_stay_holes)
+{
+	struct source s = {.kind = MEMORY_SHARED,
+			   .n_pages = 4 * N_PAGES,
+			   .hole_first = N_PAGES,
+			   .hole_end = 4 * N_PAGES};
+	struct target t = {0};
+	uint64_t before;
+
+	source_start(&s);
+	target_start(&t, &s);
+	target_push(&t);
+	target_await(&t, PAGEFERRY_COMPLETE);
+	before = allocated(t.fd);
+	cr_assert_leq(before, N_PAGES * (uint64_t)PAGE, "%llu bytes are allocated",
+		      (unsigned long long)before);
+	cr_assert_lt(target_stats(&t).wire_bytes, (N_PAGES + 16) * (uint64_t)PAGE);
+	/* And read as zeros when they are looked at. */
+	assert_all(&s, t.memory);
+	target_close(&t);
+	source_end(&s);
+}
+
+Test(engine_fill, state_travels_with_the_layout)
+{
+	static const uint32_t sizes[] = {0, 1, PAGEFERRY_MAX_STATE_BYTES};
+
+	for (int i = 0; i < 3; i++) {
+		struct source s = {.kind = MEMORY_ANON, .n_pages = 16, .state_bytes = sizes[i]};
+		struct target t = {0};
+		const uint8_t *state;
+		uint32_t n;
+
+		source_start(&s);
+		target_start(&t, &s);
+		state = pageferry_lazy_state(t.lazy, &n);
+		cr_assert_eq(n, sizes[i]);
+		cr_assert_eq(!state, !n);
+		for (uint32_t b = 0; b < n; b++)
+			cr_assert_eq(state[b], (uint8_t)(b * 7 + 1));
+		target_push(&t);
+		target_await(&t, PAGEFERRY_COMPLETE);
+		target_close(&t);
+		source_end(&s);
+	}
+}
+
+Test(engine_fill, a_held_source_answers_once_it_serves)
+{
+	struct source s = {.kind = MEMORY_ANON, .n_pages = 64, .hold = true};
+	struct target t = {0};
+	struct toucher toucher;
+	uint64_t before;
+
+	source_start(&s);
+	target_start(&t, &s);
+	touch_start(&toucher, t.memory + 5 * PAGE);
+	/* The source has the request and answers nothing. */
+	do
+		before = target_stats(&t).requests;
+	while (!before);
+	cr_assert_eq(target_stats(&t).pages_resident, 0);
+	source_serve(&s);
+	touch_end(&toucher);
+	cr_assert(page_is(&s, 5, t.memory + 5 * PAGE));
+	target_push(&t);
+	target_await(&t, PAGEFERRY_COMPLETE);
+	target_close(&t);
+	source_end(&s);
+}
