@@ -20,7 +20,8 @@
 #define REDIAL_MAX_MS	  1000u
 /* Stopping waits for the guest's disk writes that are under way. */
 #define STOP_TIMEOUT_MS	  60000
-#define CANCEL_TIMEOUT_MS 5000
+#define CANCEL_TIMEOUT_MS 30000
+#define CANCEL_POLL_MS	  10
 #define STATE_NAME	  "pageferry-state" /* of the pipe, at QEMU */
 
 /* --- endings -------------------------------------------------------------------------------- */
@@ -143,6 +144,10 @@ enum ferry_switch_event ferry_source_check(struct ferry_switch_source *s)
 		return FERRY_EV_FAILED;
 	}
 	rc = open_link(s, DIAL_TIMEOUT_MS, &s->why);
+	if (rc == -ECANCELED) {
+		ferry_fail(&s->why, FERRY_REFUSE, rc, "stopped by the user");
+		return FERRY_EV_USER_STOP;
+	}
 	if (rc < 0) {
 		ferry_fail_prefix(&s->why, "target");
 		return FERRY_EV_FAILED;
@@ -271,6 +276,16 @@ enum ferry_switch_event ferry_source_redial(struct ferry_switch_source *s)
 
 /* --- undo ----------------------------------------------------------------------------------- */
 
+/* QEMU announces the end of a migration a moment before it lets the guest be resumed. */
+static void await_migration_left(struct ferry_switch_source *s, uint64_t deadline)
+{
+	char status[FERRY_QMP_TEXT_MAX];
+
+	while (!ferry_qemu_status(s->qmp, status, NULL) && !strcmp(status, "finish-migrate") &&
+	       ferry_now_ns() < deadline)
+		(void)ferry_net_wait(ferry_qmp_fd(s->qmp), POLLIN, CANCEL_POLL_MS, -1);
+}
+
 /*
  * A migration that goes on could still stop the guest again, and QEMU refuses to resume one in the
  * middle of it: wait for its end.
@@ -303,6 +318,8 @@ static void cancel_state(struct ferry_switch_source *s)
 		ferry_source_vmm_gone(s);
 out:
 	ferry_source_close_state(s);
+	if (s->qmp && s->state_started)
+		await_migration_left(s, deadline);
 }
 
 static void cont_guest(struct ferry_switch_source *s)
