@@ -91,6 +91,8 @@ def a_switchover_takes_access_to_qemu(folder):
             with Run("migrate", "--json", "--qmp", path, "--to", to, "--postcopy") as m:
                 m.event("stage")
                 check_threads(m.pid, mask("sys_ptrace", "dac_read_search"))
+                m.child.send_signal(signal.SIGTERM)
+                m.end(1)
             r.child.send_signal(signal.SIGTERM)
             r.end(1)
 
