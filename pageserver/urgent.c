@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "pageserver/server_internal.h"
+#include "trace/usdt.h"
 
 /* Runs that wait to be answered. A request of the largest size always fits when another one has
  * been half answered. */
@@ -64,6 +65,7 @@ bool ferry_urgent_has_room(const struct ferry_urgent *u)
 void ferry_urgent_add(struct ferry_urgent *u, const struct ferry_page_request *r,
 		      uint64_t received_ns)
 {
+	FERRY_PROBE2(request_received, r->request_id, r->n_runs);
 	for (uint32_t i = 0; i < r->n_runs; i++)
 		u->ring[u->tail++ % N_WAITING] = (struct waiting){
 			.request_id = r->request_id, .received_ns = received_ns, .run = r->runs[i]};
@@ -186,6 +188,8 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 					s->pages.layout.regions[piece.run.region].page_bytes
 			     : 0);
 		count(s, &piece);
+		FERRY_PROBE5(request_answered, piece.request_id, piece.run.region,
+			     piece.run.first_page, piece.run.n_pages, bytes);
 		if (!u->cut.rest.n_pages)
 			u->head++;
 	}

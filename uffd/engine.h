@@ -97,6 +97,7 @@ struct ferry_target {
 	struct ferry_pager pager;
 	struct ferry_engine_counters counters;
 	struct ferry_histogram fault_ns, local_ns;
+	_Atomic uint64_t waiting_since_ns[FERRY_PENDING_SLOTS]; /* see pending.h */
 	struct ferry_trace *trace; /* owned; NULL when nothing is traced */
 	_Atomic bool link_up, gone, complete;
 	_Atomic uint32_t n_holes_left; /* ranges that may still be unregistered early */

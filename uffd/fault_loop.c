@@ -29,6 +29,7 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "trace/usdt.h"
 #include "uffd/engine.h"
 #include "uffd/notice.h"
 
@@ -203,6 +204,7 @@ static void send_requests(struct fault_loop *l)
 				return;
 			asking(l)->request_id = ++l->next_request_id;
 			ferry_pending_sent(&l->pending, asking(l), ferry_now_ns());
+			FERRY_PROBE2(fault_ask, asking(l)->request_id, asking(l)->n_runs);
 			n = ferry_message_encode(l->ask, l->out, sizeof(l->out));
 			asking(l)->n_runs = 0;
 			l->out_begin = 0;
@@ -266,6 +268,7 @@ static void handle_fault(struct fault_loop *l, const struct uffd_msg *msg,
 		m.flags |= FERRY_FAULT_F_WRITE;
 	if (t->uffd.features & UFFD_FEATURE_THREAD_ID)
 		m.thread = msg->arg.pagefault.feat.ptid;
+	FERRY_PROBE3(fault_read, m.region, m.page, m.thread);
 	verdict = ferry_pager_fault(&t->pager, m.region, m.page);
 	switch (verdict) {
 	case FERRY_FAULT_ASK:
@@ -535,6 +538,7 @@ static bool place_answer(struct fault_loop *l)
 		return false;
 	atomic_fetch_add_explicit(s->data ? &t->counters.pages_urgent : &t->counters.pages_zero,
 				  s->n_new, memory_order_relaxed);
+	FERRY_PROBE3(page_placed, run->region, run->first_page, run->n_pages);
 	settle_overtaken(l);
 	now = ferry_now_ns();
 	n = ferry_pending_answered(&l->pending, &s->run, s->received_ns, now,
@@ -581,6 +585,8 @@ static void handle_frame(struct fault_loop *l, const struct ferry_frame *frame)
 	}
 	l->stalled = (struct stalled){
 		.run = *pr, .data = raw ? l->m->payload : NULL, .received_ns = l->received_ns};
+	FERRY_PROBE4(page_received, pr->request_id, pr->run.region, pr->run.first_page,
+		     pr->run.n_pages);
 	place_answer(l);
 }
 
@@ -706,6 +712,7 @@ static struct fault_loop *loop_new(struct ferry_target *t)
 	l->fd = -1;
 	ferry_notice_init(&l->notice, t->trace);
 	l->pending.ring = ferry_trace_ring(t->trace, FERRY_RING_FAULT, 0);
+	l->pending.since_ns = t->waiting_since_ns;
 	l->pending.fault_ns = &t->fault_ns;
 	l->pending.local_ns = &t->local_ns;
 	l->m = malloc(sizeof(*l->m));

@@ -155,3 +155,46 @@ bool ferry_pager_next_missing(const struct ferry_pager *p, struct ferry_run *run
 {
 	return next_unknown(p, run, max_pages, false);
 }
+
+/* About so many words of the bitmap are looked at for one share of the memory. */
+#define RESIDENCY_WORDS 128u
+
+/* Of the pages [@from, @to) of a region: how many of those looked at are known. */
+static void look_at_share(const struct ferry_pager_region *r, uint64_t from, uint64_t to,
+			  uint64_t *n_seen, uint64_t *n_known)
+{
+	uint64_t first = from / 64, n_words = (to + 63) / 64 - first;
+	uint64_t step = FERRY_MAX(n_words / RESIDENCY_WORDS, (uint64_t)1);
+
+	for (uint64_t w = first; w < first + n_words; w += step) {
+		uint64_t begin = FERRY_MAX(w * 64, from), end = FERRY_MIN(w * 64 + 64, to);
+		uint64_t bits = atomic_load_explicit(&r->known.words[w], memory_order_relaxed);
+
+		bits = bits >> (begin - w * 64) << (64 - (end - begin));
+		*n_seen += end - begin;
+		*n_known += (uint64_t)__builtin_popcountll(bits);
+	}
+}
+
+void ferry_pager_residency(const struct ferry_pager *p, uint16_t *permille, uint32_t n_cells)
+{
+	for (uint32_t c = 0; c < n_cells; c++) {
+		/* Small memories have fewer pages than there are cells: at least one each. */
+		uint64_t from = p->pages_total / n_cells * c + p->pages_total % n_cells * c / n_cells;
+		uint64_t to = p->pages_total / n_cells * (c + 1) +
+			      p->pages_total % n_cells * (c + 1) / n_cells;
+		uint64_t n_seen = 0, n_known = 0, base = 0;
+
+		if (to == from && to < p->pages_total)
+			to++;
+		for (uint32_t i = 0; i < p->n_regions; i++) {
+			uint64_t n = p->regions[i].n_pages;
+			uint64_t a = FERRY_MAX(from, base), b = FERRY_MIN(to, base + n);
+
+			if (a < b)
+				look_at_share(&p->regions[i], a - base, b - base, &n_seen, &n_known);
+			base += n;
+		}
+		permille[c] = n_seen ? (uint16_t)(n_known * 1000 / n_seen) : 0;
+	}
+}

@@ -93,6 +93,14 @@ bool ferry_pager_next_outstanding(const struct ferry_pager *p, struct ferry_run 
 bool ferry_pager_next_missing(const struct ferry_pager *p, struct ferry_run *run,
 			      uint32_t max_pages);
 
+/**
+ * ferry_pager_residency() - how much of each part of the memory is known
+ * @permille: @n_cells figures from 0 to 1000, of equal shares of all regions' pages, in their order
+ * Of large shares only evenly spaced pieces are looked at, so that the cost has a bound. A share
+ * that is not complete never has 1000 if that was seen.
+ */
+void ferry_pager_residency(const struct ferry_pager *p, uint16_t *permille, uint32_t n_cells);
+
 static inline bool ferry_pager_is_complete(const struct ferry_pager *p)
 {
 	return atomic_load(&p->pages_known) == p->pages_total;

@@ -31,6 +31,16 @@ static struct ferry_trace_record *find(struct ferry_pending *p, uint32_t region,
 	return s->key ? &s->rec : NULL;
 }
 
+/* The slot was taken, or became free. */
+static void tell_since(struct ferry_pending *p, uint32_t i)
+{
+	const struct ferry_pending_slot *s = &p->slots[i];
+
+	if (p->since_ns)
+		atomic_store_explicit(&p->since_ns[i], s->key ? s->rec.time_ns : 0,
+				      memory_order_relaxed);
+}
+
 static void free_slot(struct ferry_pending *p, struct ferry_pending_slot *slot)
 {
 	uint32_t hole = (uint32_t)(slot - p->slots), i = hole;
@@ -45,10 +55,12 @@ static void free_slot(struct ferry_pending *p, struct ferry_pending_slot *slot)
 		home = slot_of(p->slots[i].key);
 		if ((i - home) % FERRY_PENDING_SLOTS >= (i - hole) % FERRY_PENDING_SLOTS) {
 			p->slots[hole] = p->slots[i];
+			tell_since(p, hole);
 			hole = i;
 		}
 	}
 	p->slots[hole].key = 0;
+	tell_since(p, hole);
 	p->n--;
 }
 
@@ -114,6 +126,7 @@ void ferry_pending_read(struct ferry_pending *p, const struct ferry_pending_mess
 	}
 	s->key = key_of(m->region, m->page);
 	s->rec = begin(p, m);
+	tell_since(p, (uint32_t)(s - p->slots));
 }
 
 void ferry_pending_join(struct ferry_pending *p, const struct ferry_pending_message *m)

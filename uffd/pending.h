@@ -13,6 +13,7 @@
 #ifndef FERRY_UFFD_PENDING_H
 #define FERRY_UFFD_PENDING_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -34,6 +35,11 @@ struct ferry_pending {
 	struct ferry_trace_ring *ring;	  /* borrowed; NULL when nothing is traced */
 	struct ferry_histogram *fault_ns; /* borrowed */
 	struct ferry_histogram *local_ns; /* borrowed */
+	/*
+	 * Borrowed, or NULL: of each slot, since when its page is waited for; 0 when it is free. For
+	 * other threads to look at: no fault waits for whoever counts those that wait.
+	 */
+	_Atomic uint64_t *since_ns;
 	uint64_t next_id;
 	uint64_t link_request_id; /* requests with lower ids went over connections that are lost */
 	uint32_t n;

@@ -494,6 +494,29 @@ uint32_t ferry_engine_overtake(struct ferry_target *t, const struct ferry_run *r
 	return n;
 }
 
+void ferry_target_residency(const struct ferry_target *t, uint16_t *permille, uint32_t n_cells)
+{
+	ferry_pager_residency(&t->pager, permille, n_cells);
+}
+
+/* A slot that moves meanwhile may be counted twice or not at all; the next look is right again. */
+static void count_waiting(const struct ferry_target *t, struct ferry_target_stats *out)
+{
+	uint64_t now = ferry_now_ns();
+
+	for (size_t i = 0; i < FERRY_PENDING_SLOTS; i++) {
+		uint64_t since =
+			atomic_load_explicit(&t->waiting_since_ns[i], memory_order_relaxed);
+		uint64_t waited = now > since ? now - since : 0;
+
+		if (!since)
+			continue;
+		out->faults_in_flight++;
+		out->faults_stalled += waited > FERRY_STALLED_NS;
+		out->oldest_wait_ns = FERRY_MAX(out->oldest_wait_ns, waited);
+	}
+}
+
 void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats *out)
 {
 	const struct ferry_engine_counters *c = &t->counters;
@@ -516,6 +539,8 @@ void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats 
 	};
 	ferry_histogram_merge(&out->fault_ns, &t->fault_ns);
 	ferry_histogram_merge(&out->local_ns, &t->local_ns);
+	count_waiting(t, out);
+	ferry_target_residency(t, out->residency, FERRY_RESIDENCY_CELLS);
 }
 
 /* --- the end ----------------------------------------------------------------------------------- */

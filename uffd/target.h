@@ -50,6 +50,12 @@ struct ferry_target_config {
 	const struct ferry_log *log;	/* borrowed; may be NULL */
 };
 
+/* Shares of the memory whose residency is told. */
+#define FERRY_RESIDENCY_CELLS 64u
+
+/* A thread that waits for so long is worth a look. */
+#define FERRY_STALLED_NS (UINT64_C(100) * 1000 * 1000)
+
 struct ferry_target_stats {
 	uint64_t pages_total, pages_known; /* complete when equal */
 	uint64_t pages_urgent;	/* placed from answers */
@@ -64,6 +70,11 @@ struct ferry_target_stats {
 	uint64_t discarded_pages;
 	uint32_t resumes;
 	bool link_up;
+	uint32_t faults_in_flight; /* pages that threads wait for now; of them: */
+	uint32_t faults_stalled;   /* for longer than FERRY_STALLED_NS */
+	uint64_t oldest_wait_ns;   /* the one that waits longest */
+	/* Per mille of each share: see ferry_target_residency(). */
+	uint16_t residency[FERRY_RESIDENCY_CELLS];
 	struct ferry_histogram fault_ns; /* message read to woken, of faults that went to the source */
 	struct ferry_histogram local_ns; /* of faults that were answered from here */
 };
@@ -145,6 +156,13 @@ struct ferry_trace *ferry_target_trace(struct ferry_target *t);
 
 /* Any thread. */
 void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats *out);
+
+/**
+ * ferry_target_residency() - how much of each part of the memory is there, or known to be zero
+ * @permille: @n_cells figures from 0 to 1000, of equal shares of all regions, in their order
+ * Of bounded cost: large shares are sampled. Any thread.
+ */
+void ferry_target_residency(const struct ferry_target *t, uint16_t *permille, uint32_t n_cells);
 
 /**
  * ferry_target_abandon() - before the guest runs: give the memory back as it was
