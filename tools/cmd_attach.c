@@ -50,6 +50,7 @@ static const struct option_def attach_options[] = {
 	OPTION_MAX_RATE,
 	OPTION_BULK,
 	OPTIONS_TRACE,
+	OPTION_METRICS,
 	OPTION_CONTROL,
 	OPTIONS_COMMON,
 };

@@ -26,6 +26,7 @@ static const struct option_def receive_options[] = {
 	 OPTION_AT(listen)},
 	OPTION_MAX_RATE,
 	OPTIONS_TRACE,
+	OPTION_METRICS,
 	OPTION_CONTROL,
 	OPTIONS_COMMON,
 };

@@ -51,6 +51,7 @@ static const struct option_def serve_options[] = {
 	 .help = "end when the first target has everything (default: serve on)",
 	 .kind = OPTION_FLAG,
 	 OPTION_AT(once)},
+	OPTION_METRICS,
 	OPTION_CONTROL,
 	OPTIONS_COMMON,
 };
@@ -246,6 +247,7 @@ static void tell_failed(struct serve *s, const struct ferry_failure *f)
 
 	json_put(o, "error", json_text(f->text));
 	json_put(o, "consequence", json_text(ferry_consequence_name(f->consequence)));
+	report_count_error(&s->job.report);
 	report_event(&s->job.report, "session-failed", o, f->text);
 }
 

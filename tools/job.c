@@ -70,6 +70,7 @@ int job_open(struct job *j, const char *command, const struct options *o, struct
 	int rc;
 
 	j->control = NULL;
+	j->metrics = NULL;
 	j->recorder = NULL;
 	j->record_fd = -1;
 	atomic_store(&j->trace_fd, -1);
@@ -81,12 +82,17 @@ int job_open(struct job *j, const char *command, const struct options *o, struct
 	rc = open_record(j, o->trace, f);
 	if (rc < 0)
 		return rc;
+	rc = o->metrics.given ? metrics_open(&j->metrics, &o->metrics.addr, &j->report, f) : 0;
+	if (rc < 0)
+		return rc;
 	return control_open(&j->control, &config, f);
 }
 
 int job_start(struct job *j, struct ferry_failure *f)
 {
-	return control_start(j->control, f);
+	int rc = metrics_start(j->metrics, f);
+
+	return rc < 0 ? rc : control_start(j->control, f);
 }
 
 int job_trace(struct job *j, struct ferry_trace *trace, struct ferry_failure *f)
@@ -134,6 +140,7 @@ static void end_record(struct job *j)
 void job_close(struct job *j)
 {
 	end_record(j);
+	metrics_free(j->metrics);
 	control_free(j->control);
 	ferry_close(j->trace_fd);
 	ferry_close(j->record_fd);

@@ -6,11 +6,13 @@
 #include "trace/recorder.h"
 #include "tools/command.h"
 #include "tools/control.h"
+#include "tools/metrics.h"
 #include "tools/report.h"
 
 struct job {
 	struct report report;
 	struct control *control; /* owned; NULL when it couldn't be had */
+	struct metrics *metrics; /* owned; NULL without --metrics */
 	int stop_fd;		 /* owned; readable when the user wants an end */
 	int record_fd;		 /* owned: the file of --trace; -1 for none */
 	struct ferry_recorder *recorder; /* owned; NULL for none */
@@ -23,7 +25,7 @@ struct job {
  */
 int job_open(struct job *j, const char *command, const struct options *o, struct ferry_failure *f);
 
-/* Answer 'pageferry status' from now on: starts a thread. */
+/* Answer 'pageferry status', and --metrics, from now on: starts threads. */
 int job_start(struct job *j, struct ferry_failure *f);
 
 /*

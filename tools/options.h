@@ -32,16 +32,16 @@ struct option_addr {
 struct options {
 	bool help, version, json, verbose;
 	bool once, postcopy, resume;
-	bool csv, no_trace;
+	bool csv, no_trace, plain;
 	pid_t pid;
 	uint32_t n_bulk, max_sessions;
-	uint32_t duration_s, n_slowest;
+	uint32_t duration_s, interval_s, n_slowest;
 	uint64_t max_rate; /* bytes a second */
 	const char *qmp, *control;
 	const char *file; /* an operand */
 	const char *output, *trace, *format;
 	struct option_texts files, matches;
-	struct option_addr listen, from, to;
+	struct option_addr listen, from, to, metrics;
 };
 
 enum option_kind {
@@ -113,6 +113,14 @@ struct option_def {
 		.name = "no-trace",                                                                \
 		.help = "keep no records of faults in memory: nothing can be traced",              \
 		.kind = OPTION_FLAG, OPTION_AT(no_trace)                                           \
+	}
+
+#define OPTION_METRICS                                                                             \
+	{                                                                                          \
+		.name = "metrics", .arg = "ADDR",                                                  \
+		.help = "serve figures for Prometheus at http://ADDR/metrics; without a host, on " \
+			"127.0.0.1 only (default: none)",                                          \
+		.kind = OPTION_ADDR_LISTEN, OPTION_AT(metrics)                                     \
 	}
 
 #define OPTION_BULK                                                                                \

@@ -233,6 +233,7 @@ static void link_lost(struct report *r, const char *why)
 		return;
 	}
 	r->link_is_lost = true;
+	r->n_links_lost++;
 	json_put(o, "error", json_text(why));
 	put_json(r, "link-lost", o, false);
 	if (!r->has_json)
@@ -291,6 +292,8 @@ void report_target(struct report *r, const struct ferry_target_stats *s)
 	};
 
 	pthread_mutex_lock(&r->lock);
+	r->has_target = true;
+	r->target = *s;
 	advance(r, &p, s->link_up ? LINK_UP : LINK_DOWN);
 	pthread_mutex_unlock(&r->lock);
 }
@@ -307,6 +310,8 @@ void report_server(struct report *r, const struct ferry_server_stats *s)
 	};
 
 	pthread_mutex_lock(&r->lock);
+	r->has_server = true;
+	r->server = *s;
 	advance(r, &p, LINK_NOT_TOLD);
 	pthread_mutex_unlock(&r->lock);
 }
@@ -358,6 +363,7 @@ int report_failed(struct report *r, const struct ferry_failure *f, int status, j
 
 	pthread_mutex_lock(&r->lock);
 	r->stage = "failed";
+	r->n_errors++;
 	say(r, "", f->text);
 	json_put(o, "error", json_text(f->text));
 	json_put(o, "consequence", json_text(ferry_consequence_name(f->consequence)));
@@ -369,6 +375,64 @@ int report_failed(struct report *r, const struct ferry_failure *f, int status, j
 	finish(r);
 	pthread_mutex_unlock(&r->lock);
 	return status;
+}
+
+void report_count_error(struct report *r)
+{
+	pthread_mutex_lock(&r->lock);
+	r->n_errors++;
+	pthread_mutex_unlock(&r->lock);
+}
+
+void report_snapshot(struct report *r, struct report_snapshot *out)
+{
+	pthread_mutex_lock(&r->lock);
+	*out = (struct report_snapshot){
+		.command = r->command,
+		.stage = r->stage,
+		.has_target = r->has_target,
+		.has_server = r->has_server,
+		.target = r->target,
+		.server = r->server,
+		.n_links_lost = r->n_links_lost,
+		.n_errors = r->n_errors,
+	};
+	pthread_mutex_unlock(&r->lock);
+}
+
+static json_t *residency(const struct ferry_target_stats *s)
+{
+	json_t *a = json_array();
+
+	for (uint32_t i = 0; i < FERRY_RESIDENCY_CELLS; i++)
+		json_array_append_new(a, json_integer(s->residency[i]));
+	return a;
+}
+
+/* What only one of the two sides has. ->lock is held. */
+static void put_details(json_t *o, const struct report *r)
+{
+	if (r->has_target) {
+		const struct ferry_target_stats *s = &r->target;
+
+		json_put_count(o, "pages_urgent", s->pages_urgent);
+		json_put_count(o, "pages_pushed", s->pages_pushed);
+		json_put_count(o, "pages_zero", s->pages_zero);
+		json_put_count(o, "faults_in_flight", s->faults_in_flight);
+		json_put_count(o, "faults_stalled", s->faults_stalled);
+		json_put(o, "oldest_wait_us", json_us(s->oldest_wait_ns));
+		json_put(o, "residency", residency(s));
+	}
+	if (r->has_server) {
+		const struct ferry_server_stats *s = &r->server;
+
+		json_put_count(o, "requests", s->requests);
+		json_put_count(o, "pages_urgent", s->pages_urgent);
+		json_put_count(o, "pages_pushed", s->pages_pushed);
+		json_put_count(o, "pages_zero", s->pages_zero);
+		json_put_count(o, "sessions_ever", s->n_sessions_ever);
+		json_put_count(o, "sessions_completed", s->n_completed);
+	}
 }
 
 json_t *report_status(struct report *r)
@@ -389,6 +453,8 @@ json_t *report_status(struct report *r)
 							    : "none"));
 	json_put_count(o, "sessions", r->now.sessions);
 	put_progress(o, &r->now);
+	json_put_count(o, "pages_per_second", r->now.pages_per_second);
+	put_details(o, r);
 	pthread_mutex_unlock(&r->lock);
 	return o;
 }

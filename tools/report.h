@@ -39,7 +39,28 @@ struct report {
 	struct progress sampled; /* what the rates were last taken from, at ->sampled_ns */
 	uint64_t sampled_ns, json_ns, bar_ns;
 	uint64_t told_bytes; /* of the last progress in JSON */
+
+	/* The last counters, of one of the two. */
+	bool has_target, has_server;
+	struct ferry_target_stats target;
+	struct ferry_server_stats server;
+	uint64_t n_links_lost, n_errors;
 };
+
+/* What is known of a running command at one moment. */
+struct report_snapshot {
+	const char *command, *stage; /* valid as long as the report */
+	bool has_target, has_server;
+	struct ferry_target_stats target;
+	struct ferry_server_stats server;
+	uint64_t n_links_lost; /* outages so far */
+	uint64_t n_errors;     /* sessions that failed, and the command's own failure */
+};
+
+void report_snapshot(struct report *r, struct report_snapshot *out);
+
+/* One more thing went wrong; the command goes on. */
+void report_count_error(struct report *r);
 
 /* @command: lives as long as the report. */
 void report_init(struct report *r, const char *command, const struct options *o);

@@ -57,6 +57,15 @@ uint64_t ferry_histogram_percentile(const struct ferry_histogram *h, unsigned in
 	return max;
 }
 
+uint64_t ferry_histogram_count_below(const struct ferry_histogram *h, uint64_t ns)
+{
+	uint64_t n = 0;
+
+	for (unsigned int b = 0; b < FERRY_HISTOGRAM_BUCKETS && upper_edge(b) < ns; b++)
+		n += atomic_load_explicit(&h->buckets[b], memory_order_relaxed);
+	return n;
+}
+
 void ferry_histogram_merge(struct ferry_histogram *to, const struct ferry_histogram *from)
 {
 	uint64_t max = atomic_load(&from->max_ns), have = atomic_load(&to->max_ns);

@@ -6,9 +6,9 @@ _pageferry_options() {
 
 	case $1 in
 	probe) echo "$common" ;;
-	serve) echo "--file --pid --match --listen --max-rate --max-sessions --once --control $common" ;;
-	attach) echo "--pid --match --from --resume --max-rate --bulk --trace --no-trace --control $common" ;;
-	receive) echo "--qmp --listen --max-rate --trace --no-trace --control $common" ;;
+	serve) echo "--file --pid --match --listen --max-rate --max-sessions --once --metrics --control $common" ;;
+	attach) echo "--pid --match --from --resume --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
+	receive) echo "--qmp --listen --max-rate --trace --no-trace --metrics --control $common" ;;
 	migrate) echo "--qmp --to --postcopy --bulk --control $common" ;;
 	status) echo "--control $common" ;;
 	"trace record") echo "--output --control --duration $common" ;;
@@ -44,7 +44,7 @@ _pageferry() {
 	--format)
 		mapfile -t COMPREPLY < <(compgen -W "perfetto qemu" -- "$word")
 		;;
-	--duration | --slowest | --match | --listen | --from | --to | --max-rate | --max-sessions | --bulk) ;;
+	--duration | --slowest | --match | --listen | --from | --to | --max-rate | --max-sessions | --bulk | --metrics | --interval) ;;
 	*)
 		mapfile -t COMPREPLY < <(compgen -W "$(_pageferry_options "$command")" -- "$word")
 		;;
