@@ -13,12 +13,22 @@
  *   ESRCH, done = 0                the process is gone
  *
  * So the signed field "done" decides, and errno only where the kernel left the field alone.
+ *
+ * One of these can't be trusted: for a huge page, EEXIST may also mean that the pool has none left
+ * (docs/probes/hugetlb-eexist-no-memory.c). Taken for present, that page would never come. So it
+ * is looked up then.
+ *
  * A page that was present may have waiters: whoever made it present need not have woken them.
  */
 #include "uffd/place.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
 
 #include "uffd/kernel.h"
 
@@ -60,6 +70,40 @@ static void wake_run(const struct ferry_uffd *u, struct ferry_hva dst, uint32_t 
 		ferry_uffd_wake(u, start, (uint64_t)n_pages * page_bytes);
 }
 
+/* Bits 63 and 62 of an entry: the page is mapped, or swapped out. */
+#define PAGEMAP_HERE (UINT64_C(3) << 62)
+
+/* Return: 1 or 0 as the page is mapped in the process or not; negative errno. */
+static int look_up(const struct ferry_uffd *u, uint64_t at)
+{
+	_cleanup_close_ int fd = -1;
+	uint64_t entry;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)u->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (pread(fd, &entry, sizeof(entry),
+		  (off_t)(at / FERRY_PAGE_SIZE_DEFAULT * sizeof(entry))) != sizeof(entry))
+		return -EIO;
+	return entry & PAGEMAP_HERE ? 1 : 0;
+}
+
+/* Whether EEXIST for a huge page meant that it exists. */
+static bool is_really_present(const struct ferry_uffd *u, uint64_t at, uint32_t page_bytes)
+{
+	struct uffdio_continue c = {.range = {.start = at, .len = page_bytes}};
+	int mapped = look_up(u, at);
+
+	/* Shared memory may have it without this process having touched it: CONTINUE maps it then.
+	 */
+	if (mapped == 0)
+		return ioctl(u->fd, UFFDIO_CONTINUE, &c) == 0 || errno == EEXIST;
+	/* Where we may not look, we go by what the kernel said. */
+	return true;
+}
+
 static int place(const struct ferry_uffd *u, struct ferry_hva dst, uint64_t src, uint32_t n_pages,
 		 uint32_t page_bytes, fill_fn fill, struct ferry_placed *placed)
 {
@@ -82,6 +126,10 @@ static int place(const struct ferry_uffd *u, struct ferry_hva dst, uint64_t src,
 			placed->n_new += n;
 			done += n;
 			try_max = n_pages;
+		} else if (got == -EEXIST && page_bytes > FERRY_PAGE_SIZE_DEFAULT &&
+			   !is_really_present(u, dst.v + at, page_bytes)) {
+			r = -ENOMEM;
+			break;
 		} else if (got == -EEXIST) {
 			placed->n_dup++;
 			dup_run++;

@@ -24,9 +24,10 @@ struct ferry_placed {
  * Context: any thread; no locks, no allocation.
  * Errors:  -EAGAIN (RETRY after reading the userfaultfd's events: the mapping is changing),
  *          -ENOENT (the range is not, or no longer, mapped or registered), -ESRCH (LOST: the
- *          process is gone), -ENOMEM (RETRY later). On error @placed says how far it came: the
- *          first n_new + n_dup pages are done.
- * Source:  ioctl_userfaultfd(2), UFFDIO_COPY; docs/probes/copy-partial.c
+ *          process is gone), -ENOMEM (RETRY later; also when no huge page is free). On error
+ *          @placed says how far it came: the first n_new + n_dup pages are done.
+ * Source:  ioctl_userfaultfd(2), UFFDIO_COPY; docs/probes/copy-partial.c,
+ *          docs/probes/hugetlb-eexist-no-memory.c
  */
 int ferry_place_copy(const struct ferry_uffd *u, struct ferry_hva dst, const void *data,
 		     uint32_t n_pages, uint32_t page_bytes, struct ferry_placed *placed);

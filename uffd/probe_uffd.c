@@ -224,19 +224,20 @@ static long free_huge_pages(void)
 
 void ferry_trial_hugetlb(struct ferry_trial *t)
 {
-	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE;
-	long n = free_huge_pages();
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB;
+	/* Reserves one, so that the trial does not depend on who else uses the pool meanwhile. */
 	uint8_t *mem = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, flags, -1, 0);
 	struct ferry_uffd u;
 
-	REQUIRE(t, "mmap of huge pages", mem != MAP_FAILED);
-	if (n > 0) {
+	if (mem != MAP_FAILED) {
 		try_missing(t, mem, HUGE);
 		if (t->verdict == FERRY_PROBE_OK)
 			ferry_trial_note(t, FERRY_PROBE_OK, "works; %ld pages of 2 MiB are free",
-					 n);
+					 free_huge_pages());
 		return;
 	}
+	mem = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, -1, 0);
+	REQUIRE(t, "mmap of huge pages", mem != MAP_FAILED);
 	if (!open_with(t, &u, 0))
 		return;
 	REQUIRE(t, "UFFDIO_REGISTER",

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "uffd/kernel.h"
 #include "uffd_support.h"
 
@@ -283,6 +284,65 @@ Test(uffd_place, zero_pages_in_huge_pages)
 {
 	huge_reserve(3);
 	expect_zeroes(map_huge(3 * HUGE), HUGE, true);
+}
+
+/* The kernel says that the page is there when it is the pool that has none. */
+static void expect_no_huge_page(int flags)
+{
+	uint8_t *content = map_anon(HUGE);
+	uint8_t *hog, *mem;
+	struct ferry_placed p;
+	int r;
+
+	huge_reserve(1);
+	hog = map_huge(HUGE);
+	while (mmap(NULL, HUGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0) !=
+	       MAP_FAILED)
+		;
+	mem = mmap(NULL, HUGE, PROT_READ | PROT_WRITE,
+		   MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE | flags, -1, 0);
+	cr_assert_neq(mem, MAP_FAILED);
+	registered(mem, HUGE);
+	memset(content, 'h', HUGE);
+	r = ferry_place_copy(&u, hva(mem), content, 1, HUGE, &p);
+	cr_assert_eq(r, -ENOMEM, "%d, %u new, %u dup", r, p.n_new, p.n_dup);
+	cr_assert_eq(p.n_new + p.n_dup, 0);
+
+	munmap(hog, HUGE);
+	cr_assert_eq(ferry_place_copy(&u, hva(mem), content, 1, HUGE, &p), 0);
+	cr_assert_eq(p.n_new, 1);
+	cr_assert_eq(mem[HUGE - 1], 'h');
+	cr_assert_eq(ferry_place_copy(&u, hva(mem), content, 1, HUGE, &p), 0);
+	cr_assert_eq(p.n_dup, 1);
+}
+
+Test(uffd_place, without_a_free_huge_page_a_private_page_is_not_taken_for_present)
+{
+	expect_no_huge_page(MAP_PRIVATE);
+}
+
+Test(uffd_place, without_a_free_huge_page_a_shared_page_is_not_taken_for_present)
+{
+	expect_no_huge_page(MAP_SHARED);
+}
+
+Test(uffd_place, a_shared_huge_page_that_another_mapping_filled_is_present)
+{
+	_cleanup_close_ int fd = memfd_create("huge.ram", MFD_HUGETLB | MFD_CLOEXEC);
+	uint8_t *content = map_anon(HUGE);
+	uint8_t *mem, *other;
+	struct ferry_placed p;
+
+	huge_reserve(1);
+	cr_assert_eq(ftruncate(fd, HUGE), 0);
+	mem = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	other = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	cr_assert(mem != MAP_FAILED && other != MAP_FAILED);
+	registered(mem, HUGE);
+	memset(other, 'o', HUGE);
+	cr_assert_eq(ferry_place_copy(&u, hva(mem), content, 1, HUGE, &p), 0);
+	cr_assert_eq(p.n_dup, 1);
+	cr_assert_eq(mem[0], 'o');
 }
 
 Test(uffd_place, a_zero_page_wakes_who_waits_for_it)

@@ -79,7 +79,8 @@ Test(uffd_probe, huge_pages_are_limited_by_the_pool)
 {
 	struct items items;
 
-	huge_reserve(2);
+	/* One for each test here that probes at the same time. */
+	huge_reserve(8);
 	items.n = ferry_probe_run(items.v);
 	expect(&items, "hugetlb", FERRY_PROBE_OK);
 	huge_unreserve();

@@ -182,31 +182,62 @@ uint8_t *map_huge(size_t len)
 	return map(len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1);
 }
 
-#define HUGE_POOL "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+#define HUGE_POOL "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
 static int pool_fd = -1;
-static char pool_before[32];
+static unsigned long pool_before;
+
+static unsigned long read_pool(const char *file)
+{
+	char path[128], buf[32];
+
+	snprintf(path, sizeof(path), HUGE_POOL "%s", file);
+	cr_assert(read_proc(path, buf, sizeof(buf)), "%s", path);
+	return strtoul(buf, NULL, 10);
+}
+
+/*
+ * A test before us that is still exiting holds pages that it had reserved. They are surplus now,
+ * and would be taken for ours.
+ */
+static void await_no_surplus(void)
+{
+	uint64_t end_ns = ferry_now_ns() + AWAIT_NS;
+
+	while (read_pool("surplus_hugepages") > 0) {
+		cr_assert(ferry_now_ns() < end_ns,
+			  "somebody keeps huge pages that were given back");
+		sched_yield();
+	}
+}
+
+static void write_pool_size(unsigned long n)
+{
+	char text[32];
+	int len = snprintf(text, sizeof(text), "%lu", n);
+
+	(void)!pwrite(pool_fd, text, (size_t)len, 0);
+}
 
 /* The pool is the machine's: who changes it holds the lock, for other tests run at the same time.
  */
 void huge_reserve(unsigned int n)
 {
-	char wanted[32];
-
 	if (geteuid() != 0)
 		cr_skip_test("huge pages have to be reserved, which takes root");
-	pool_fd = open(HUGE_POOL, O_RDWR | O_CLOEXEC);
+	pool_fd = open(HUGE_POOL "nr_hugepages", O_RDWR | O_CLOEXEC);
 	cr_assert(pool_fd >= 0 && flock(pool_fd, LOCK_EX) == 0);
-	cr_assert(read_proc(HUGE_POOL, pool_before, sizeof(pool_before)));
-	snprintf(wanted, sizeof(wanted), "%lu", strtoul(pool_before, NULL, 10) + n);
-	cr_assert(pwrite(pool_fd, wanted, strlen(wanted), 0) > 0);
+	await_no_surplus();
+	pool_before = read_pool("nr_hugepages");
+	write_pool_size(pool_before + n);
+	cr_assert(read_pool("free_hugepages") >= n, "the machine has not got %u huge pages", n);
 }
 
 void huge_unreserve(void)
 {
 	if (pool_fd < 0)
 		return;
-	(void)!pwrite(pool_fd, pool_before, strlen(pool_before), 0);
+	write_pool_size(pool_before);
 	close(pool_fd);
 	pool_fd = -1;
 }
