@@ -241,15 +241,17 @@ static int fail_no_match(pid_t pid, const char *match, struct mapping_list *all,
 	for (size_t i = 0; i < all->n && told < NAMES_TOLD && used < sizeof(names) - 1; i++) {
 		const struct ferry_mapping *m = &all->v[i];
 
-		if (m->kind == FERRY_MAPPING_FILE)
+		if (m->kind == FERRY_MAPPING_FILE || !m->name[0])
 			continue;
 		used += (size_t)snprintf(names + used, sizeof(names) - used,
 					 "%s'%.60s' (%" PRIu64 " KiB)", told++ ? ", " : "", m->name,
 					 m->len / FERRY_KIB);
 	}
-	return ferry_fail(f, FERRY_REFUSE, -ENOENT,
-			  "process %d has no mapping whose name contains '%.60s'; its largest: %s",
-			  (int)pid, match, names);
+	return ferry_fail(
+		f, FERRY_REFUSE, -ENOENT,
+		"process %d has no mapping whose name contains '%.60s'; the largest that have "
+		"one: %s",
+		(int)pid, match, told ? names : "none");
 }
 
 int ferry_maps_find(pid_t pid, const char *match, struct ferry_mapping **out, size_t *n,

@@ -21,12 +21,13 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "uffd/inject.h"
 #include "uffd/kernel.h"
 #include "uffd/place.h"
 #include "uffd_support.h"
 
 #define TIMES	 200
-#define BLOCK_NS (300 * (uint64_t)FERRY_NS_PER_MS)
+#define BLOCK_NS (2 * (uint64_t)FERRY_NS_PER_S)
 
 /* What children and we both see. */
 struct shared {
@@ -130,7 +131,7 @@ static int poll_for_a_byte(int in, int out, void *arg)
 
 	(void)out;
 	(void)arg;
-	return poll(&p, 1, -1) == 1 && p.revents == POLLIN ? 0 : errno;
+	return poll(&p, 1, -1) == 1 && (p.revents & POLLIN) ? 0 : 1;
 }
 
 Test(uffd_attach, a_poll_goes_on_waiting)
@@ -146,7 +147,7 @@ Test(uffd_attach, a_poll_goes_on_waiting)
 
 static int sleep_for_a_while(int in, int out, void *arg)
 {
-	const struct timespec t = {.tv_nsec = BLOCK_NS};
+	const struct timespec t = {.tv_sec = BLOCK_NS / FERRY_NS_PER_S};
 	uint64_t begin_ns = ferry_now_ns();
 
 	(void)in;
@@ -289,6 +290,33 @@ Test(uffd_attach, signals_that_come_meanwhile_are_all_delivered)
 	expect_end(&c);
 }
 
+/* Each must be handled before raise() returns, so the thread is nearly always at one of them. */
+static int raise_until_stopped(int in, int out, void *arg)
+{
+	int n = 0;
+
+	(void)in;
+	(void)arg;
+	on_signal(SIGUSR1, count_signal, 0);
+	parent_tell(out);
+	while (!shared->stop) {
+		raise(SIGUSR1);
+		if (n_signals != ++n)
+			return 1;
+	}
+	return 0;
+}
+
+Test(uffd_attach, a_signal_on_its_way_when_the_thread_is_stopped_is_delivered)
+{
+	struct child c = child_start(raise_until_stopped, NULL);
+
+	child_await(&c);
+	attach_and_release(c.pid, TIMES);
+	shared->stop = true;
+	expect_end(&c);
+}
+
 static int keep_sigtrap(int in, int out, void *arg)
 {
 	struct sigaction sa;
@@ -356,6 +384,36 @@ Test(uffd_attach, being_stopped_and_continued_meanwhile_does_no_harm)
 	pthread_join(stopper, NULL);
 	child_tell(&c);
 	expect_end(&c);
+}
+
+static int stop_it_then_call(struct ferry_inject *in, void *ctx, struct ferry_failure *f)
+{
+	static const uint64_t none[6];
+	const struct child *c = ctx;
+	long result = 0;
+	int r;
+
+	(void)f;
+	kill(c->pid, SIGSTOP);
+	r = ferry_inject_syscall(in, SYS_getpid, none, &result);
+	return r == 0 && result == c->pid ? 0 : -EBADE;
+}
+
+Test(uffd_attach, a_stop_that_comes_during_the_call_takes_effect_after_it)
+{
+	struct child c = child_start(read_a_byte, NULL);
+	int pidfd = (int)syscall(SYS_pidfd_open, c.pid, 0);
+	struct ferry_failure f = {0};
+	int status;
+
+	assert_ok(ferry_inject_run(c.pid, pidfd, stop_it_then_call, &c, &f), f);
+	cr_assert_eq(waitpid(c.pid, &status, WUNTRACED), c.pid);
+	cr_assert(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
+	await_state(c.pid, 'T');
+	kill(c.pid, SIGCONT);
+	child_tell(&c);
+	expect_end(&c);
+	close(pidfd);
 }
 
 /* In user mode. */
