@@ -87,9 +87,10 @@ static int open_link(struct ferry_switch_source *s, int timeout_ms, struct ferry
 	int rc = ferry_channel_dial(&s->link, &s->config->to, &s->hello, timeout_ms,
 				    s->config->stop_fd, f);
 
+	/* Also when it failed: the target may have seen this one, and takes none that is not newer. */
+	s->hello.epoch++;
 	if (rc < 0)
 		return rc;
-	s->hello.epoch++;
 	ferry_watch_add(&s->watch, s->link.fd, FERRY_WATCH_LINK);
 	return 0;
 }
