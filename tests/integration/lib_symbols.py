@@ -1,0 +1,31 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""What the library exports, its header declares and its manual names is the same.
+
+    lib_symbols.py LIBRARY HEADER MANUAL
+"""
+import re
+import subprocess
+import sys
+
+
+def main():
+    library, header, manual = sys.argv[1:4]
+    listed = subprocess.run(["nm", "-D", "--defined-only", library], check=True, text=True,
+                            stdout=subprocess.PIPE).stdout
+    exported = {w[2].split("@")[0] for w in map(str.split, listed.splitlines())
+                if w[1] not in "Aa" and not re.match(r"_(init|fini)$", w[2])}
+    with open(header, encoding="utf-8") as f:
+        code = re.sub(r"/\*.*?\*/", "", f.read(), flags=re.S)
+    declared = set(re.findall(r"^[a-z].*?\b(pageferry_\w+)\(", code, re.M))
+    with open(manual, encoding="utf-8") as f:
+        named = set(re.findall(r"\b(pageferry_\w+) \(\)", f.read()))
+    for what, names in (("exported", exported), ("named in the manual", named)):
+        if names != declared:
+            print(f"only declared: {sorted(declared - names)}; only {what}: {sorted(names - declared)}")
+            return 1
+    print(f"{len(declared)} functions")
+    return 0
+
+
+sys.exit(main())
