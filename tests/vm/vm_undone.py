@@ -1,0 +1,129 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that can break, at every stage before the confirmation: the guest runs on at the source.
+
+A stage stands still because a frame is held back on its way; then something breaks.
+"""
+import signal
+import sys
+
+import vm_support
+from vm_support import LIMIT_S
+
+# The frame that waits, the stage of 'migrate' by then, and what the source's guest has seen in the end.
+STOPPED_AND_RESUMED = ["STOP", "RESUME"]
+POINTS = {
+    "Hello": ("check", []),
+    "Prepare": ("attach", []),
+    "Prepared": ("attach", []),
+    "Layout": ("attach", []),
+    "Stopped": ("device-state", STOPPED_AND_RESUMED),
+    "DeviceState": ("device-state", STOPPED_AND_RESUMED),
+    "DeviceStateEnd": ("device-state", STOPPED_AND_RESUMED),
+    "Loaded": ("device-state", STOPPED_AND_RESUMED),
+}
+
+
+class Attempt:
+    """A move that has come to a point."""
+
+    def __init__(self, lab, point):
+        self.lab, self.point = lab, point
+        stage, self.seen = POINTS[point]
+        self.source = lab.guest()
+        self.target = lab.target(self.source)
+        self.receive = lab.receive(self.target)
+        self.link = lab.forwarder(self.receive)
+        self.gate = self.link.hold(point)
+        self.migrate = lab.migrate(self.source, self.link.address)
+        self.gate.wait(LIMIT_S)
+        self.migrate.stage(stage)
+
+    def undone(self, *texts):
+        self.migrate.refuses(*texts)
+        self.lab.stayed(self.source)
+        seen = self.source.events()[self.source.n_events:]
+        assert seen == self.seen, f"{seen}, not {self.seen}"
+
+    def receive_ends(self, status, *texts):
+        last = self.receive.end(status)
+        for text in texts:
+            assert text in last["error"], f"no '{text}' in: {last['error']}"
+
+
+def receive_killed(a):
+    a.receive.kill()
+    a.gate.open(forward=False)
+    a.undone()
+
+
+def receive_interrupted(a):
+    a.receive.signal(signal.SIGINT)
+    if a.point == "Loaded":
+        # It can't know whether the source has given the guest up.
+        a.receive_ends(3, "stopped by the user", "loaded here")
+    else:
+        a.receive_ends(1, "stopped by the user")
+    a.gate.open(forward=False)
+    a.undone()
+
+
+def migrate_interrupted(a):
+    a.migrate.signal(signal.SIGINT)
+    a.gate.open()
+    a.undone("stopped by the user")
+    if a.point == "Hello":
+        a.receive.signal(signal.SIGINT)
+    a.receive_ends(1)
+
+
+def link_cut(a):
+    """It can be opened again at once, for the target's sake: it may wait for the source's word."""
+    a.link.cut()
+    a.gate.open(forward=False)
+    a.undone()
+    if a.point in ("Hello", "Prepare"):
+        # It waits for another source.
+        a.receive.signal(signal.SIGINT)
+    a.receive_ends(1)
+
+
+def link_gone(a):
+    a.link.close()
+    a.undone()
+    if a.point in ("Hello", "Prepare", "Loaded"):
+        a.receive.signal(signal.SIGINT)
+    a.receive_ends(3 if a.point == "Loaded" else 1)
+
+
+def target_qemu_killed(a):
+    a.target.kill()
+    a.receive.end(1)
+    a.gate.open(forward=False)
+    a.undone()
+
+
+def case(fault, point):
+    def run(lab):
+        fault(Attempt(lab, point))
+    return run
+
+
+def second_attempt(fault):
+    def run(lab):
+        a = Attempt(lab, "Loaded")
+        fault(a)
+        lab.retire(a.target)
+        lab.move(a.source, lab.target(a.source))
+    return run
+
+
+FAULTS = (receive_killed, receive_interrupted, migrate_interrupted, link_cut, link_gone, target_qemu_killed)
+CASES = {}
+for f in FAULTS:
+    CASES.update({f"{f.__name__}_at_{p}": case(f, p) for p in POINTS if p != "Loaded"})
+    CASES[f"{f.__name__}_at_Loaded_then_second_attempt"] = second_attempt(f)
+
+
+if __name__ == "__main__":
+    sys.exit(vm_support.main(CASES))
