@@ -6,6 +6,8 @@
  */
 #include "probe.h"
 
+#include <sys/file.h>
+
 #define HUGE (2u << 20)
 
 static uint64_t pagemap_of(const void *at)
@@ -26,7 +28,6 @@ static int try_continue(int uffd, void *at)
 	return ioctl(uffd, UFFDIO_CONTINUE, &c);
 }
 
-/* More than any pool has is asked for, without a reservation, until there is no more. */
 static void *map_huge(int flags, size_t len)
 {
 	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
@@ -48,12 +49,14 @@ static void expect_eexist(int uffd, void *at, const void *src)
 
 int main(void)
 {
+	FILE *pool = fopen("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "re");
 	FILE *f = fopen("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "re");
 	int uffd = open_uffd(0);
 	uint8_t *src = map_anon(HUGE), *mem;
 	long n_free;
 
-	if (!f || fscanf(f, "%ld", &n_free) != 1)
+	/* Tests that change the pool hold this lock. */
+	if (!pool || flock(fileno(pool), LOCK_EX) < 0 || !f || fscanf(f, "%ld", &n_free) != 1)
 		CANNOT_TRY("no huge pages of 2 MiB in this kernel");
 	if (n_free > 0)
 		CANNOT_TRY("%ld huge pages are free; the probe needs an empty pool", n_free);
