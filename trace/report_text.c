@@ -160,13 +160,16 @@ static void stages(FILE *to, struct ferry_stats *s)
 		row(to, "out + back", &s->net, "       needs no common clock: exact");
 	if (s->waits.n != s->total.n)
 		row(to, "all messages", &s->waits, "       also those that joined, and local ones");
-	fprintf(to, "\nBefore the message was read (in no total; the kernel does not tell it):\n");
+	fprintf(to,
+		"\nIn no total, as the kernel does not tell: from the touch to the read of its "
+		"message, "
+		"and from the\nwake-up until the thread runs. What is known of the first, us:\n");
 	if (s->busy.n)
 		row(to, "fault thread at work", &s->busy, "upper bound");
 	if (s->woken.n)
 		row(to, "wait for a CPU", &s->woken, "sampled, after the wake-up");
 	if (!s->busy.n && !s->woken.n)
-		fprintf(to, "  nothing is known\n");
+		fprintf(to, "  nothing\n");
 	if (!s->max_uncertainty_ns) {
 		fprintf(to,
 			"\nClocks: not compared, so that 'out' and 'back' can't be told apart\n");
