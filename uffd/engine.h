@@ -85,6 +85,8 @@ struct ferry_target {
 	struct ferry_layout layout;
 	struct ferry_engine_region regions[FERRY_MAX_REGIONS];
 	uint32_t n_regions;
+	uint32_t n_registered; /* the first so many */
+	bool abandoned;
 	uint64_t max_bytes_per_second;
 	const struct ferry_log *log;
 	void *zeroes;	    /* one page of zeros of the largest page size; owned */

@@ -219,9 +219,9 @@ static int take_regions(struct ferry_target *t, const struct ferry_target_config
 	return 0;
 }
 
-static void unregister_first(struct ferry_target *t, uint32_t n)
+static void unregister_all(struct ferry_target *t)
 {
-	for (uint32_t i = 0; i < n; i++)
+	for (uint32_t i = 0; i < t->n_registered; i++)
 		(void)ferry_uffd_unregister(&t->uffd,
 					    (struct ferry_hva){atomic_load(&t->regions[i].start)},
 					    t->regions[i].bytes);
@@ -233,13 +233,12 @@ static int register_all(struct ferry_target *t, struct ferry_failure *f)
 		int rc = ferry_uffd_register(&t->uffd, t->regions[i].info.start,
 					     t->regions[i].bytes);
 
-		if (rc < 0) {
-			unregister_first(t, i);
+		if (rc < 0)
 			return ferry_fail_errno(
 				f, FERRY_REFUSE, rc,
 				"region %u ('%s'): UFFDIO_REGISTER (run 'pageferry probe')", i,
 				t->regions[i].info.desc.name);
-		}
+		t->n_registered++;
 	}
 	return 0;
 }
@@ -336,12 +335,12 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	if (!rc)
 		rc = register_all(t, f);
 	/* After registering: from then on only we make pages present. */
-	if (!rc) {
+	if (!rc)
 		rc = find_all_present(t, f);
-		if (rc < 0 && !config->adopt)
-			unregister_first(t, t->n_regions);
-	}
 	if (rc < 0) {
+		/* What was registered before us holds a guest's threads and stays so. */
+		if (!config->adopt)
+			ferry_target_abandon(t);
 		ferry_target_free(t);
 		return rc;
 	}
@@ -567,7 +566,8 @@ static void stop_threads(struct ferry_target *t)
 void ferry_target_abandon(struct ferry_target *t)
 {
 	stop_threads(t);
-	unregister_first(t, t->n_regions);
+	unregister_all(t);
+	t->abandoned = true;
 }
 
 void ferry_target_free(struct ferry_target *t)
@@ -579,7 +579,8 @@ void ferry_target_free(struct ferry_target *t)
 	stop_threads(t);
 	ferry_trace_free(t->trace);
 	complete = t->pager.pages_total && ferry_pager_is_complete(&t->pager);
-	if (complete)
+	/* Nothing is registered any more: the process needs no descriptor to hold its threads. */
+	if (complete || t->abandoned)
 		ferry_uffd_release(&t->uffd);
 	else
 		ferry_uffd_close(&t->uffd);

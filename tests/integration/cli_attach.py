@@ -142,6 +142,7 @@ def failing_to_begin_changes_nothing(folder):
         with Attach(h, s.address, "--resume") as a:
             assert "attach without --resume" in a.end(1)["error"]
         assert h.ask("hash") == before
+        assert uffds_of(h.pid) == 0
 
 
 def no_such_process_and_ordinary_files_are_refused(folder):
