@@ -38,13 +38,6 @@ static void set_up(void)
 
 TestSuite(uffd_adopt, .init = set_up, .timeout = 60);
 
-static void expect_end(struct child *c)
-{
-	int status = child_end(c);
-
-	cr_assert_eq(status, 0, "the child ended with %d", status);
-}
-
 static int touch_when_told(int in, int out, void *arg)
 {
 	(void)out;
@@ -91,7 +84,7 @@ Test(uffd_adopt, after_a_crash_the_waiting_guest_is_served_by_whoever_takes_over
 	cr_assert_eq(ferry_place_copy(&u, hva(memory + PAGE), page, 1, PAGE, &p), 0);
 	await_state(guest.pid, 'Z');
 	ferry_uffd_close(&u);
-	expect_end(&guest);
+	child_expect_end(&guest);
 }
 
 static int wait_to_end(int in, int out, void *arg)
@@ -119,7 +112,7 @@ Test(uffd_adopt, what_was_taken_over_can_be_released)
 	cr_assert_eq(ferry_uffd_adopt(&u, c.pid, &f), -ENOENT);
 	cr_assert(strstr(f.text, "nobody attached"), "%s", f.text);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 /* The attaching process may be killed before it has done UFFDIO_API. */
@@ -147,7 +140,7 @@ Test(uffd_adopt, a_userfaultfd_that_was_never_set_up_is_set_up)
 	child_tell(&c);
 	next_fault(&u);
 	cr_assert_eq(ferry_place_copy(&u, hva(memory + PAGE), page, 1, PAGE, &p), 0);
-	expect_end(&c);
+	child_expect_end(&c);
 	ferry_uffd_close(&u);
 }
 
@@ -167,7 +160,7 @@ Test(uffd_adopt, of_several_userfaultfds_none_is_guessed)
 	ferry_uffd_close(&u);
 	ferry_uffd_release(&b);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 /* Rights of the other process. */
@@ -199,7 +192,7 @@ Test(uffd_adopt, a_process_that_may_not_use_userfaultfd_is_lent_our_device)
 	child_tell(&c);
 	next_fault(&u);
 	cr_assert_eq(ferry_place_copy(&u, hva(memory + PAGE), page, 1, PAGE, &p), 0);
-	expect_end(&c);
+	child_expect_end(&c);
 	ferry_uffd_close(&u);
 }
 
@@ -236,7 +229,7 @@ Test(uffd_adopt, a_seccomp_filter_neither_kills_the_process_nor_is_lost)
 	assert_ok(ferry_uffd_attach(&u, c.pid, 0, &f), f);
 	ferry_uffd_release(&u);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 /* A process that tries to attach, with fewer rights than this one; it sends the text of the error.
@@ -291,7 +284,7 @@ Test(uffd_adopt, a_seccomp_filter_that_cannot_be_suspended_is_a_refusal)
 	child_await(&c);
 	expect_attempt(c.pid, keep_only_ptrace, EPERM, "-sandbox off");
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 Test(uffd_adopt, ptrace_is_the_only_right_that_is_needed_otherwise)
@@ -301,7 +294,7 @@ Test(uffd_adopt, ptrace_is_the_only_right_that_is_needed_otherwise)
 	/* The child has more rights than the one that attaches, which takes CAP_SYS_PTRACE. */
 	expect_attempt(c.pid, keep_only_ptrace, 0, "");
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 Test(uffd_adopt, without_the_right_to_trace_the_text_says_how_to_get_it)
@@ -310,7 +303,7 @@ Test(uffd_adopt, without_the_right_to_trace_the_text_says_how_to_get_it)
 
 	expect_attempt(c.pid, drop_to_nobody, EPERM, "CAP_SYS_PTRACE");
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 static int trace(int in, int out, void *arg)
@@ -336,9 +329,9 @@ Test(uffd_adopt, a_process_under_a_debugger_is_refused_and_the_debugger_named)
 	cr_assert(strstr(f.text, text), "%s", f.text);
 	cr_assert_eq(f.consequence, FERRY_REFUSE);
 	child_tell(&debugger);
-	expect_end(&debugger);
+	child_expect_end(&debugger);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 static pid_t ended_process(void)
@@ -430,7 +423,7 @@ Test(uffd_adopt, the_number_of_a_thread_is_refused)
 	cr_assert_eq(ferry_uffd_attach(&u, tid, 0, &f), -EINVAL);
 	cr_assert(strstr(f.text, "is a thread"), "%s", f.text);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 /* A whole 32-bit program: pause() for ever. */

@@ -21,7 +21,6 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "uffd/inject.h"
 #include "uffd/kernel.h"
 #include "uffd/place.h"
 #include "uffd_support.h"
@@ -49,34 +48,6 @@ static void set_up(void)
 }
 
 TestSuite(uffd_attach, .init = set_up, .timeout = 120);
-
-static void expect_end(struct child *c)
-{
-	int status = child_end(c);
-
-	cr_assert_eq(status, 0, "the child ended with %d", status);
-}
-
-static struct ferry_uffd attach(pid_t pid)
-{
-	struct ferry_failure f = {0};
-	struct ferry_uffd u;
-
-	assert_ok(ferry_uffd_attach(&u, pid, UFFD_FEATURE_THREAD_ID, &f), f);
-	cr_assert_eq(u.pid, pid);
-	cr_assert(u.remote_fd >= 0);
-	cr_assert_eq(u.features, UFFD_FEATURE_THREAD_ID);
-	return u;
-}
-
-static void attach_and_release(pid_t pid, unsigned int times)
-{
-	for (unsigned int i = 0; i < times; i++) {
-		struct ferry_uffd u = attach(pid);
-
-		ferry_uffd_release(&u);
-	}
-}
 
 static int touch_when_told(int in, int out, void *arg)
 {
@@ -122,7 +93,7 @@ Test(uffd_attach, a_read_goes_on_waiting)
 	attach_and_release(c.pid, 3);
 	await_syscall(c.pid, c.pid, SYS_read);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 static int poll_for_a_byte(int in, int out, void *arg)
@@ -142,7 +113,7 @@ Test(uffd_attach, a_poll_goes_on_waiting)
 	attach_and_release(c.pid, 3);
 	await_syscall(c.pid, c.pid, SYS_restart_syscall);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 static int sleep_for_a_while(int in, int out, void *arg)
@@ -164,7 +135,7 @@ Test(uffd_attach, a_nanosleep_lasts_as_long_as_it_should)
 
 	await_syscall(c.pid, c.pid, SYS_clock_nanosleep);
 	attach_and_release(c.pid, 3);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 static int poll_until_timeout(int in, int out, void *arg)
@@ -185,235 +156,7 @@ Test(uffd_attach, a_poll_times_out_when_it_should)
 
 	await_syscall(c.pid, c.pid, SYS_poll);
 	attach_and_release(c.pid, 3);
-	expect_end(&c);
-}
-
-/* Signals. */
-
-static atomic_int n_signals;
-
-static void count_signal(int sig)
-{
-	(void)sig;
-	n_signals++;
-}
-
-static void on_signal(int sig, void (*handler)(int), int flags)
-{
-	struct sigaction sa = {.sa_handler = handler, .sa_flags = flags};
-
-	sigaction(sig, &sa, NULL);
-}
-
-static void block_signal(int sig)
-{
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, sig);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-}
-
-/* As QEMU's main loop does it: the signal can come only while it is blocked in ppoll(). */
-static int ppoll_for_a_signal(int in, int out, void *arg)
-{
-	sigset_t none, now;
-	int r;
-
-	(void)in;
-	(void)arg;
-	on_signal(SIGUSR1, count_signal, 0);
-	block_signal(SIGUSR1);
-	sigemptyset(&none);
-	parent_tell(out);
-	r = ppoll(NULL, 0, NULL, &none);
-	if (r != -1 || errno != EINTR || n_signals != 1)
-		return 100 + n_signals;
-	sigprocmask(SIG_BLOCK, NULL, &now);
-	return sigismember(&now, SIGUSR1) == 1 ? 0 : 110;
-}
-
-Test(uffd_attach, a_ppoll_is_still_ended_by_the_signal_that_it_lets_through)
-{
-	struct child c = child_start(ppoll_for_a_signal, NULL);
-
-	child_await(&c);
-	await_syscall(c.pid, c.pid, SYS_ppoll);
-	attach_and_release(c.pid, 3);
-	await_syscall(c.pid, c.pid, SYS_ppoll);
-	kill(c.pid, SIGUSR1);
-	expect_end(&c);
-}
-
-#define N_QUEUED 2000
-
-/* Queued signals are counted one by one, so that a lost one shows. */
-static int count_until_told(int in, int out, void *arg)
-{
-	char b;
-
-	(void)arg;
-	on_signal(SIGRTMIN, count_signal, SA_RESTART);
-	parent_tell(out);
-	while (read(in, &b, 1) != 1)
-		;
-	while (n_signals < N_QUEUED)
-		sched_yield();
-	return n_signals == N_QUEUED ? 0 : 1;
-}
-
-static void *send_signals(void *arg)
-{
-	const struct child *c = arg;
-
-	for (int i = 0; i < N_QUEUED; i++) {
-		while (sigqueue(c->pid, SIGRTMIN, (union sigval){.sival_int = i}) < 0)
-			sched_yield();
-		if (i % 8 == 0)
-			sched_yield();
-	}
-	shared->stop = true;
-	return NULL;
-}
-
-Test(uffd_attach, signals_that_come_meanwhile_are_all_delivered)
-{
-	struct child c = child_start(count_until_told, NULL);
-	pthread_t sender;
-
-	child_await(&c);
-	cr_assert_eq(pthread_create(&sender, NULL, send_signals, &c), 0);
-	while (!shared->stop)
-		attach_and_release(c.pid, 1);
-	pthread_join(sender, NULL);
-	child_tell(&c);
-	expect_end(&c);
-}
-
-/* Each must be handled before raise() returns, so the thread is nearly always at one of them. */
-static int raise_until_stopped(int in, int out, void *arg)
-{
-	int n = 0;
-
-	(void)in;
-	(void)arg;
-	on_signal(SIGUSR1, count_signal, 0);
-	parent_tell(out);
-	while (!shared->stop) {
-		raise(SIGUSR1);
-		if (n_signals != ++n)
-			return 1;
-	}
-	return 0;
-}
-
-Test(uffd_attach, a_signal_on_its_way_when_the_thread_is_stopped_is_delivered)
-{
-	struct child c = child_start(raise_until_stopped, NULL);
-
-	child_await(&c);
-	attach_and_release(c.pid, TIMES);
-	shared->stop = true;
-	expect_end(&c);
-}
-
-static int keep_sigtrap(int in, int out, void *arg)
-{
-	struct sigaction sa;
-	sigset_t now;
-
-	(void)arg;
-	on_signal(SIGTRAP, count_signal, 0);
-	block_signal(SIGTRAP);
-	parent_tell(out);
-	parent_await(in);
-	sigaction(SIGTRAP, NULL, &sa);
-	sigprocmask(SIG_BLOCK, NULL, &now);
-	if (sa.sa_handler != count_signal)
-		return 1;
-	return sigismember(&now, SIGTRAP) == 1 && n_signals == 0 ? 0 : 2;
-}
-
-Test(uffd_attach, signal_mask_and_handlers_stay_as_they_were)
-{
-	struct child c = child_start(keep_sigtrap, NULL);
-
-	child_await(&c);
-	attach_and_release(c.pid, 3);
-	child_tell(&c);
-	expect_end(&c);
-}
-
-Test(uffd_attach, a_stopped_process_stays_stopped_until_it_is_continued)
-{
-	struct child c = child_start(read_a_byte, NULL);
-	int status;
-
-	kill(c.pid, SIGSTOP);
-	cr_assert_eq(waitpid(c.pid, &status, WUNTRACED), c.pid);
-	cr_assert(WIFSTOPPED(status));
-	attach_and_release(c.pid, 3);
-	await_state(c.pid, 'T');
-	kill(c.pid, SIGCONT);
-	child_tell(&c);
-	expect_end(&c);
-}
-
-static void *stop_and_continue(void *arg)
-{
-	const struct child *c = arg;
-
-	for (int i = 0; i < 500; i++) {
-		kill(c->pid, SIGSTOP);
-		sched_yield();
-		kill(c->pid, SIGCONT);
-		sched_yield();
-	}
-	shared->stop = true;
-	return NULL;
-}
-
-Test(uffd_attach, being_stopped_and_continued_meanwhile_does_no_harm)
-{
-	struct child c = child_start(read_a_byte, NULL);
-	pthread_t stopper;
-
-	cr_assert_eq(pthread_create(&stopper, NULL, stop_and_continue, &c), 0);
-	while (!shared->stop)
-		attach_and_release(c.pid, 1);
-	pthread_join(stopper, NULL);
-	child_tell(&c);
-	expect_end(&c);
-}
-
-static int stop_it_then_call(struct ferry_inject *in, void *ctx, struct ferry_failure *f)
-{
-	static const uint64_t none[6];
-	const struct child *c = ctx;
-	long result = 0;
-	int r;
-
-	(void)f;
-	kill(c->pid, SIGSTOP);
-	r = ferry_inject_syscall(in, SYS_getpid, none, &result);
-	return r == 0 && result == c->pid ? 0 : -EBADE;
-}
-
-Test(uffd_attach, a_stop_that_comes_during_the_call_takes_effect_after_it)
-{
-	struct child c = child_start(read_a_byte, NULL);
-	int pidfd = (int)syscall(SYS_pidfd_open, c.pid, 0);
-	struct ferry_failure f = {0};
-	int status;
-
-	assert_ok(ferry_inject_run(c.pid, pidfd, stop_it_then_call, &c, &f), f);
-	cr_assert_eq(waitpid(c.pid, &status, WUNTRACED), c.pid);
-	cr_assert(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
-	await_state(c.pid, 'T');
-	kill(c.pid, SIGCONT);
-	child_tell(&c);
-	expect_end(&c);
-	close(pidfd);
+	child_expect_end(&c);
 }
 
 /* In user mode. */
@@ -474,7 +217,7 @@ Test(uffd_attach, a_spinning_thread_keeps_its_registers_and_its_stack)
 	child_await(&c);
 	attach_and_release(c.pid, TIMES);
 	shared->stop = true;
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 /*
@@ -535,7 +278,7 @@ Test(uffd_attach, a_restartable_sequence_is_not_gone_on_with)
 	child_await(&c);
 	attach_and_release(c.pid, TIMES);
 	shared->stop = true;
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 /* Several threads. */
@@ -587,7 +330,7 @@ Test(uffd_attach, a_process_of_many_threads_goes_on)
 	attach_and_release(c.pid, TIMES);
 	shared->stop = true;
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 static void *leave_first_thread(void *arg)
@@ -620,7 +363,7 @@ Test(uffd_attach, a_process_whose_first_thread_has_ended_is_refused_and_goes_on)
 	cr_assert_eq(ferry_uffd_attach(&u, c.pid, 0, &f), -EOPNOTSUPP);
 	cr_assert(strstr(f.text, "first thread"), "%s", f.text);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 static void *end_at_once(void *arg)
@@ -675,7 +418,7 @@ Test(uffd_attach, threads_that_end_or_that_wait_in_the_kernel_are_passed_over)
 		sched_yield();
 	attach_and_release(c.pid, 3);
 	shared->stop = true;
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 static int only_thread_waits_in_the_kernel(int in, int out, void *arg)
@@ -697,7 +440,7 @@ Test(uffd_attach, when_no_thread_can_be_stopped_the_process_is_left_alone)
 	cr_assert_eq(ferry_uffd_attach(&u, c.pid, 0, &f), -EBUSY);
 	cr_assert(strstr(f.text, "did not stop"), "%s", f.text);
 	shared->stop = true;
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 Test(uffd_attach, attaching_many_times_leaves_no_descriptors)
@@ -712,7 +455,7 @@ Test(uffd_attach, attaching_many_times_leaves_no_descriptors)
 	cr_assert_eq(count_fds(c.pid), there);
 	cr_assert_eq(count_fds(getpid()), here);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }
 
 Test(uffd_attach, closing_leaves_the_descriptor_of_the_process_open)
@@ -755,5 +498,5 @@ Test(uffd_attach, a_number_that_came_to_mean_something_else_is_not_closed)
 	child_await(&c);
 	ferry_uffd_release(&u);
 	child_tell(&c);
-	expect_end(&c);
+	child_expect_end(&c);
 }

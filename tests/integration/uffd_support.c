@@ -74,6 +74,13 @@ int child_kill(struct child *c)
 	return child_end(c);
 }
 
+void child_expect_end(struct child *c)
+{
+	int status = child_end(c);
+
+	cr_assert_eq(status, 0, "the child ended with %d", status);
+}
+
 void parent_tell(int out)
 {
 	if (write(out, "t", 1) != 1)
@@ -273,5 +280,26 @@ uint64_t next_fault(const struct ferry_uffd *u)
 			continue;
 		cr_assert_eq(msg.event, UFFD_EVENT_PAGEFAULT);
 		return msg.arg.pagefault.address;
+	}
+}
+
+struct ferry_uffd attach(pid_t pid)
+{
+	struct ferry_failure f = {0};
+	struct ferry_uffd u;
+
+	assert_ok(ferry_uffd_attach(&u, pid, UFFD_FEATURE_THREAD_ID, &f), f);
+	cr_assert_eq(u.pid, pid);
+	cr_assert(u.remote_fd >= 0);
+	cr_assert_eq(u.features, UFFD_FEATURE_THREAD_ID);
+	return u;
+}
+
+void attach_and_release(pid_t pid, unsigned int times)
+{
+	for (unsigned int i = 0; i < times; i++) {
+		struct ferry_uffd u = attach(pid);
+
+		ferry_uffd_release(&u);
 	}
 }

@@ -30,6 +30,8 @@ void child_await(const struct child *c);
 /* Wait for its end. Return: its exit status, or 1000 + the signal that killed it. */
 int child_end(struct child *c);
 int child_kill(struct child *c);
+/* Wait for its end, which must be with status 0. */
+void child_expect_end(struct child *c);
 
 /* The same two from within a child. */
 void parent_tell(int out);
@@ -79,6 +81,10 @@ struct toucher {
 void touch_start(struct toucher *t, const void *at);
 /* Return: the byte that it saw. */
 uint8_t touch_end(struct toucher *t);
+
+/* Attach to a process, which must work; with release, @times times. */
+struct ferry_uffd attach(pid_t pid);
+void attach_and_release(pid_t pid, unsigned int times);
 
 /* The next page-fault message; waits for it. Return: its address. */
 uint64_t next_fault(const struct ferry_uffd *u);
