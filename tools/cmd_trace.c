@@ -9,7 +9,7 @@
 
 #include "base/cleanup.h"
 #include "tools/ask.h"
-#include "tools/command.h"
+#include "tools/cmd_trace.h"
 #include "tools/json.h"
 #include "tools/stop.h"
 #include "trace/export.h"
@@ -36,8 +36,8 @@
 /* --- how all parts end --------------------------------------------------------------------------
  */
 
-static int finish(const struct options *o, const char *command, const struct ferry_failure *f,
-		  json_t *summary)
+int trace_finish(const struct options *o, const char *command, const struct ferry_failure *f,
+		 json_t *summary)
 {
 	int status = f->err ? EXIT_FAILED : EXIT_DONE;
 	json_t *line;
@@ -191,7 +191,7 @@ static int run_record(const struct options *o)
 	if (stop_fd >= 0 && !find(o, &found, &f))
 		(void)record(o, &found, stop_fd, summary, &f);
 	found_fini(&found);
-	return finish(o, "trace record", &f, summary);
+	return trace_finish(o, "trace record", &f, summary);
 }
 
 static const struct command part_record = {
@@ -284,7 +284,7 @@ static int run_report(const struct options *o)
 		ferry_fail_errno(&f, FERRY_REFUSE, rc, "standard output");
 	view_close(&v);
 	/* With --json the report is the last line. */
-	return f.err ? finish(o, "trace report", &f, NULL) : EXIT_DONE;
+	return f.err ? trace_finish(o, "trace report", &f, NULL) : EXIT_DONE;
 }
 
 static const struct command part_report = {
@@ -319,7 +319,7 @@ static int run_write(const struct options *o, const char *command,
 	if (rc < 0 && !f.err)
 		ferry_fail_errno(&f, FERRY_REFUSE, rc, "--output %s", o->output);
 	view_close(&v);
-	return finish(o, command, &f, NULL);
+	return trace_finish(o, command, &f, NULL);
 }
 
 static const struct option_def plot_options[] = {
@@ -379,13 +379,13 @@ static const struct command part_export = {
 };
 
 static const struct command *const parts[] = {
-	&part_record, &part_report, &part_plot, &part_export, NULL,
+	&trace_live, &part_record, &part_report, &part_plot, &part_export, NULL,
 };
 
 const struct command cmd_trace = {
 	.name = "trace",
 	.synopsis = "COMMAND [OPTION...]",
-	.summary = "Record faults, and say where their time went.",
+	.summary = "Watch or record faults, and say where their time went.",
 	.notes = "'pageferry trace COMMAND --help' lists a command's options.\n",
 	.parts = parts,
 };

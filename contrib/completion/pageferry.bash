@@ -11,6 +11,7 @@ _pageferry_options() {
 	receive) echo "--qmp --listen --max-rate --trace --no-trace --metrics --control $common" ;;
 	migrate) echo "--qmp --to --postcopy --bulk --control $common" ;;
 	status) echo "--control $common" ;;
+	"trace live") echo "--control --plain --interval $common" ;;
 	"trace record") echo "--output --control --duration $common" ;;
 	"trace report") echo "--csv --slowest $common" ;;
 	"trace plot") echo "--output $common" ;;
@@ -30,7 +31,7 @@ _pageferry() {
 		return
 	fi
 	if [ "${COMP_WORDS[1]}" = trace ] && [ "$COMP_CWORD" -eq 2 ]; then
-		mapfile -t COMPREPLY < <(compgen -W "record report plot export --help --version" -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W "live record report plot export --help --version" -- "$word")
 		return
 	fi
 	case $previous in

@@ -9,7 +9,7 @@ import sys
 from cli_support import json_lines, main, run
 
 COMMANDS = ["probe", "serve", "attach", "receive", "migrate", "status"]
-PARTS = {"trace": ["record", "report", "plot", "export"]}  # commands of several
+PARTS = {"trace": ["live", "record", "report", "plot", "export"]}  # commands of several
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
 # Arguments, and what the message must say.
@@ -35,6 +35,8 @@ WRONG = [
     ("serve --file a --listen :0 --max-rate -1", "give bytes a second"),
     ("serve --file a --listen :0 --max-sessions 0", "give a number from 1 to 1024"),
     ("serve --file a --listen :0 --max-sessions 1025", "give a number from 1 to 1024"),
+    ("serve --file a --listen :0 --metrics 9100", "write HOST:PORT, [v6]:PORT or unix:PATH"),
+    ("serve --file a --listen :0 --metrics :65536", "the port is not a number from 0 to 65535"),
     ("serve --file a --listen :0 --once=yes", "--once takes no argument"),
     ("attach --match x --from h:1", "add --pid PID"),
     ("attach --pid 1 --from h:1", "add --match TEXT"),
@@ -59,6 +61,9 @@ WRONG = [
     ("trace", "give a command"),
     ("trace nonsense", "unknown command 'nonsense'"),
     ("trace --nonsense", "unknown option '--nonsense'"),
+    ("trace live --interval 0", "give a number from 1 to 3600"),
+    ("trace live --interval 3601", "give a number from 1 to 3600"),
+    ("trace live more", "'more' is no option"),
     ("trace record", "add --output FILE"),
     ("trace record -o x --duration 0", "give a number from 1 to"),
     ("trace record -o x more", "'more' is no option"),
