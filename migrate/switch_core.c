@@ -41,7 +41,8 @@ const char *ferry_stage_name(enum ferry_stage stage)
 #define FAIL (TO(UNDOING) | TO(LOST))
 
 static const struct ferry_state_def source_states[FERRY_SRC_N_STATES] = {
-	[FERRY_SRC_CHECKING] = {"checking", "looking at the VMM", TO(PREPARING) | FAIL},
+	[FERRY_SRC_CHECKING] = {"checking", "looking at the VMM",
+				TO(PREPARING) | TO(COMMITTED) | FAIL},
 	[FERRY_SRC_PREPARING] = {"preparing", "Prepare is sent; the target attaches",
 				 TO(CONNECTING) | FAIL},
 	[FERRY_SRC_CONNECTING] = {"connecting", "opening the page connections",
@@ -71,7 +72,8 @@ const struct ferry_machine_def ferry_switch_source_machine = {"switchover-source
 
 static const struct ferry_state_def target_states[FERRY_TGT_N_STATES] = {
 	[FERRY_TGT_CHECKING] = {"checking", "looking at the VMM",
-				TO(AWAITING) | TO(LOADED) | TO(PUSHING) | TO(UNDOING)},
+				TO(AWAITING) | TO(LOADED) | TO(RUNNING) | TO(PUSHING) |
+					TO(UNDOING)},
 	[FERRY_TGT_AWAITING] = {"awaiting", "no source has come yet",
 				TO(AWAITING) | TO(ATTACHING) | TO(UNDOING)},
 	[FERRY_TGT_ATTACHING] = {"attaching", "the RAM is being registered",
@@ -115,6 +117,7 @@ struct rule {
 
 static const struct rule source_rules[] = {
 	RULE(CHECKING, CHECKED, PREPARING, DO(SEND_PREPARE)),
+	RULE(CHECKING, ORPHAN_COMMITTED, COMMITTED, DO(DIAL_PAGES), DO(REDIAL)),
 	RULE(PREPARING, PREPARED, CONNECTING, DO(DIAL_PAGES)),
 	RULE(CONNECTING, PAGES_OPEN, STOPPING, DO(STOP_GUEST)),
 	/* The order keeps the guest's standstill short: first what others then work on. */
@@ -152,8 +155,9 @@ static const struct rule source_rules[] = {
 
 static const struct rule target_rules[] = {
 	RULE(CHECKING, CHECKED, AWAITING, 0),
-	RULE(CHECKING, ORPHAN_LOADED, LOADED, DO(ATTACH)),
-	RULE(CHECKING, ORPHAN_RUNS, PUSHING, DO(ATTACH), DO(PUSH)),
+	RULE(CHECKING, ORPHAN_LOADED, LOADED, DO(ADOPT)),
+	RULE(CHECKING, ORPHAN_COMMITTED, RUNNING, DO(ADOPT), DO(RUN_GUEST)),
+	RULE(CHECKING, ORPHAN_RUNS, PUSHING, DO(ADOPT), DO(PUSH)),
 	RULE(AWAITING, LINK_UP, AWAITING, 0),
 	/* Whoever it was, it left before it wanted anything. */
 	RULE(AWAITING, LINK_LOST, AWAITING, DO(FREE_SEAT)),
@@ -166,7 +170,6 @@ static const struct rule target_rules[] = {
 	RULE(FINISHING, LINK_UP, FINISHING, 0),
 	RULE(FINISHING, VMM_LOADED, LOADED, DO(SEND_LOADED)),
 
-	RULE(LOADED, ATTACHED, LOADED, 0),
 	RULE(LOADED, LINK_LOST, LOADED, 0),
 	RULE(LOADED, LINK_UP, LOADED, 0),
 	RULE(LOADED, COMMIT, RUNNING, DO(RUN_GUEST)),
@@ -179,8 +182,8 @@ static const struct rule target_rules[] = {
 	RULE(RUNNING, LINK_UP, RUNNING, 0),
 	RULE(RUNNING, VMM_GONE, LOST, DO(TELL_LOST)),
 	RULE(RUNNING, USER_STOP, WAITS, 0),
+	RULE(RUNNING, FAILED, WAITS, 0),
 
-	RULE(PUSHING, ATTACHED, PUSHING, 0),
 	RULE(PUSHING, LINK_LOST, PUSHING, 0),
 	RULE(PUSHING, LINK_UP, PUSHING, 0),
 	RULE(PUSHING, COMMIT, PUSHING, DO(SEND_RUNNING)),
@@ -362,8 +365,9 @@ const char *ferry_switch_event_name(enum ferry_switch_event event)
 	static const char *const names[FERRY_N_EVENTS] = {
 		[EV(NOTHING)] = "nothing",
 		[EV(CHECKED)] = "checked",
-		[EV(ORPHAN_LOADED)] = "orphan loaded",
-		[EV(ORPHAN_RUNS)] = "orphan runs",
+		[EV(ORPHAN_LOADED)] = "taken over, loaded",
+		[EV(ORPHAN_COMMITTED)] = "taken over, committed",
+		[EV(ORPHAN_RUNS)] = "taken over, running",
 		[EV(ATTACHED)] = "attached",
 		[EV(PAGES_OPEN)] = "page connections open",
 		[EV(GUEST_STOPPED)] = "guest stopped",

@@ -81,8 +81,10 @@ enum ferry_switch_event {
 	FERRY_EV_NOTHING,
 	/* here */
 	FERRY_EV_CHECKED,	/* the VMM is fit and set up */
-	FERRY_EV_ORPHAN_LOADED,	/* target: its guest is loaded and paused, from before our death */
-	FERRY_EV_ORPHAN_RUNS,	/* target: the same, and it runs */
+	/* or it is in the middle of a switchover whose process was killed, and is taken over: */
+	FERRY_EV_ORPHAN_LOADED,	   /* target: the guest is loaded */
+	FERRY_EV_ORPHAN_COMMITTED, /* either: and Commit was said, or read */
+	FERRY_EV_ORPHAN_RUNS,	   /* target: and it was started */
 	FERRY_EV_ATTACHED,	/* target: the RAM is registered */
 	FERRY_EV_PAGES_OPEN,	/* source: the page connections are there */
 	FERRY_EV_GUEST_STOPPED,
@@ -129,6 +131,7 @@ enum ferry_switch_action {
 	/* target */
 	FERRY_DO_FREE_SEAT,	/* let another source try */
 	FERRY_DO_ATTACH,
+	FERRY_DO_ADOPT,		/* the same, of RAM that is registered already and partly filled */
 	FERRY_DO_SEND_PREPARED,
 	FERRY_DO_START_LOAD,
 	FERRY_DO_SEND_LOADED,

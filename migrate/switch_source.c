@@ -289,6 +289,10 @@ static void note_running(struct ferry_switch_source *s)
 {
 	uint64_t now = ferry_now_ns();
 
+	if (s->took_over) {
+		ferry_info(s->config->log, "the target says that the guest runs there");
+		return;
+	}
 	s->result->confirm_ns = now - s->loaded_ns;
 	s->result->downtime_ns = now - s->stop_ns;
 	ferry_info(s->config->log,
@@ -313,6 +317,7 @@ static void tell(struct ferry_switch_source *s, enum ferry_switch_event event)
 				   "the link to the target broke before the guest was handed over "
 				   "(%.250s); it stays here",
 				   s->why.text);
+		s->story.consequence = FERRY_REFUSE;
 		break;
 	case FERRY_SRC_COMMITTED:
 	case FERRY_SRC_PUSHING:
@@ -449,7 +454,7 @@ enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
 	s->config = config;
 	s->result = result;
 	s->link.fd = s->state_fd = s->state_peer_fd = s->watch.fd = -1;
-	s->n_bulk = config->n_bulk ? FERRY_MIN(config->n_bulk, (uint32_t)FERRY_MAX_BULK) : 1;
+	s->journal = FERRY_JOURNAL_NONE;
 	s->begin_ns = ferry_now_ns();
 	ferry_switch_init(&s->core, FERRY_SIDE_SOURCE);
 	outcome = drive(s);
@@ -461,6 +466,7 @@ enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
 		ferry_info(config->log, "the target has everything; the source's QEMU can be ended");
 	else if (f)
 		*f = s->story;
+	ferry_journal_close(&s->journal, outcome != FERRY_OUTCOME_WAITS);
 	fini(s);
 	return outcome;
 }

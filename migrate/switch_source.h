@@ -3,6 +3,7 @@
 #ifndef FERRY_MIGRATE_SWITCH_SOURCE_H
 #define FERRY_MIGRATE_SWITCH_SOURCE_H
 
+#include "migrate/journal.h"
 #include "migrate/qemu.h"
 #include "migrate/qemu_setup.h"
 #include "migrate/switch_core.h"
@@ -30,7 +31,10 @@ struct ferry_switch_source {
 	uint32_t redial_ms;	  /* the next wait between two attempts */
 	struct ferry_message m;	  /* scratch */
 
-	uint32_t n_bulk;
+	struct ferry_journal journal;
+	struct ferry_journal_entry entry;
+	bool took_over; /* from one that was killed after the commit */
+
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	struct ferry_server *server;			 /* owned */
 

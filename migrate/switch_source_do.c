@@ -23,6 +23,7 @@
 #define CANCEL_TIMEOUT_MS 30000
 #define CANCEL_POLL_MS	  10
 #define STATE_NAME	  "pageferry-state" /* of the pipe, at QEMU */
+#define EPOCHS_EACH_BITS  20		    /* more than one process ever gets through */
 
 /* --- endings -------------------------------------------------------------------------------- */
 
@@ -56,8 +57,16 @@ static enum ferry_switch_event vmm_failed(struct ferry_switch_source *s, int rc)
 	return rc == -ECONNRESET ? ferry_source_vmm_gone(s) : FERRY_EV_FAILED;
 }
 
+/* The target may have said why before it closed. */
 static enum ferry_switch_event link_failed(struct ferry_switch_source *s, int rc, const char *what)
 {
+	if (rc != -ECANCELED && !ferry_channel_receive(&s->link, &s->m, 0, -1, NULL) &&
+	    s->m.type == FERRY_FRAME_ABORT) {
+		ferry_fail(&s->why, FERRY_REFUSE, -ECANCELED, "the target gave up: %s",
+			   s->m.abort.reason);
+		ferry_source_close_link(s);
+		return FERRY_EV_ABORT;
+	}
 	ferry_fail_errno(&s->why, FERRY_LINK, rc, "sending %s to the target", what);
 	ferry_source_close_link(s);
 	return rc == -ECANCELED ? FERRY_EV_USER_STOP : FERRY_EV_LINK_LOST;
@@ -106,6 +115,37 @@ static int open_state_pipe(struct ferry_switch_source *s)
 	return 0;
 }
 
+/*
+ * Was there one before us that was killed in the middle? Before the commit, all it has left is a
+ * guest that stands still; after it, a target that waits for pages.
+ */
+static int take_over(struct ferry_switch_source *s)
+{
+	char status[FERRY_QMP_TEXT_MAX];
+	int rc;
+
+	if (!ferry_journal_load(&s->journal, s->config->state_dir, FERRY_SIDE_SOURCE,
+				s->config->qmp_path, &s->entry))
+		return 0;
+	rc = ferry_qemu_status(s->qmp, status, &s->why);
+	if (rc < 0)
+		return rc;
+	/* Where somebody has resumed it, it is the target's no more. */
+	if (strcmp(status, "running") && s->entry.phase >= FERRY_JOURNAL_COMMITTED) {
+		ferry_info(s->config->log, "going on with the switchover of a process that was killed");
+		s->took_over = true;
+		return 0;
+	}
+	if (strcmp(status, "running") && !s->entry.paused) {
+		ferry_warn(s->config->log, "a process that was killed has left the guest standing "
+					   "still; it is resumed");
+		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
+	}
+	if (!rc)
+		ferry_journal_close(&s->journal, true);
+	return rc;
+}
+
 static int look_at_vmm(struct ferry_switch_source *s)
 {
 	int rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);
@@ -113,13 +153,39 @@ static int look_at_vmm(struct ferry_switch_source *s)
 	if (rc < 0)
 		return rc;
 	ferry_watch_add(&s->watch, ferry_qmp_fd(s->qmp), FERRY_WATCH_VMM);
+	rc = take_over(s);
+	if (rc < 0 || s->took_over)
+		return rc;
 	rc = ferry_qemu_inspect_source(&s->qemu, s->qmp, s->config->log, &s->why);
 	if (!rc)
 		rc = open_sources(s);
 	if (!rc)
 		rc = ferry_qemu_setup_apply(&s->setup, s->qmp, FERRY_SIDE_SOURCE, s->config->log,
 					    &s->why);
+	if (!rc)
+		rc = open_state_pipe(s);
 	return rc;
+}
+
+static int new_session(struct ferry_switch_source *s)
+{
+	uint32_t n_bulk = s->config->n_bulk;
+
+	s->entry = (struct ferry_journal_entry){
+		.n_bulk = n_bulk ? FERRY_MIN(n_bulk, (uint32_t)FERRY_MAX_BULK) : 1,
+		.paused = !s->qemu.runs};
+	if (getrandom(s->entry.session.bytes, sizeof(s->entry.session.bytes), 0) !=
+	    sizeof(s->entry.session.bytes))
+		return ferry_fail_errno(&s->why, FERRY_REFUSE, -errno, "getrandom");
+	return 0;
+}
+
+/* Epochs of the one before us are below all of ours. */
+static void next_epochs(struct ferry_switch_source *s)
+{
+	s->entry.takeovers++;
+	ferry_journal_update(&s->journal, &s->entry);
+	s->hello.epoch = s->entry.takeovers << EPOCHS_EACH_BITS;
 }
 
 enum ferry_switch_event ferry_source_check(struct ferry_switch_source *s)
@@ -132,17 +198,18 @@ enum ferry_switch_event ferry_source_check(struct ferry_switch_source *s)
 	}
 	ferry_watch_add(&s->watch, s->config->stop_fd, FERRY_WATCH_STOP);
 	rc = look_at_vmm(s);
-	if (!rc)
-		rc = open_state_pipe(s);
+	if (!rc && !s->took_over)
+		rc = new_session(s);
 	if (rc < 0) {
 		ferry_fail_prefix(&s->why, "source");
 		return s->qmp ? vmm_failed(s, rc) : FERRY_EV_FAILED;
 	}
-	s->hello = (struct ferry_hello){.side = FERRY_SIDE_SOURCE, .role = FERRY_ROLE_SWITCHOVER};
-	if (getrandom(s->hello.session.bytes, sizeof(s->hello.session.bytes), 0) !=
-	    sizeof(s->hello.session.bytes)) {
-		ferry_fail_errno(&s->why, FERRY_REFUSE, -errno, "getrandom");
-		return FERRY_EV_FAILED;
+	s->hello = (struct ferry_hello){.side = FERRY_SIDE_SOURCE,
+					.role = FERRY_ROLE_SWITCHOVER,
+					.session = s->entry.session};
+	if (s->took_over) {
+		next_epochs(s);
+		return FERRY_EV_ORPHAN_COMMITTED;
 	}
 	rc = open_link(s, DIAL_TIMEOUT_MS, &s->why);
 	if (rc == -ECANCELED) {
@@ -167,7 +234,7 @@ static enum ferry_switch_event send_prepare(struct ferry_switch_source *s)
 	snprintf(p->vm, sizeof(p->vm), "%s", s->qemu.name);
 	snprintf(p->vmm_version, sizeof(p->vmm_version), "%s", s->qemu.version);
 	snprintf(p->machine, sizeof(p->machine), "%s", s->qemu.machine);
-	p->n_bulk = s->n_bulk;
+	p->n_bulk = s->entry.n_bulk;
 	p->paused = !s->qemu.runs;
 	ferry_qemu_layout(&s->qemu, &p->layout);
 	rc = ferry_channel_send(&s->link, &s->m, s->config->stop_fd);
@@ -176,17 +243,36 @@ static enum ferry_switch_event send_prepare(struct ferry_switch_source *s)
 
 static enum ferry_switch_event dial_pages(struct ferry_switch_source *s)
 {
-	int rc;
+	int rc = 0;
 
-	ferry_server_hold(s->server);
-	rc = ferry_server_start(s->server, &s->why);
+	if (s->took_over) {
+		rc = ferry_qemu_inspect_orphan(&s->qemu, s->qmp, s->config->log, &s->why);
+		if (!rc)
+			rc = open_sources(s);
+		s->qemu.runs = !s->entry.paused;
+	} else {
+		ferry_server_hold(s->server);
+	}
 	if (!rc)
-		rc = ferry_server_dial(s->server, &s->config->to, &s->hello.session, s->n_bulk, 0,
+		rc = ferry_server_start(s->server, &s->why);
+	if (!rc)
+		rc = ferry_server_dial(s->server, &s->config->to, &s->entry.session,
+				       s->entry.n_bulk, s->entry.takeovers << EPOCHS_EACH_BITS,
 				       &s->why);
 	return rc < 0 ? FERRY_EV_FAILED : FERRY_EV_NOTHING;
 }
 
 /* --- stop, device state --------------------------------------------------------------------- */
+
+/* So that one after us could go on when we are killed. */
+static void begin_journal(struct ferry_switch_source *s)
+{
+	struct ferry_failure f = {0};
+
+	if (ferry_journal_begin(&s->journal, s->config->state_dir, FERRY_SIDE_SOURCE,
+				s->config->qmp_path, &s->qemu, &s->entry, &f) < 0)
+		ferry_warn(s->config->log, "%s", f.text);
+}
 
 static enum ferry_switch_event stop_guest(struct ferry_switch_source *s)
 {
@@ -196,6 +282,8 @@ static enum ferry_switch_event stop_guest(struct ferry_switch_source *s)
 	if (rc < 0)
 		return vmm_failed(s, rc);
 	ferry_close(TAKE_FD(s->state_peer_fd));
+	s->entry.stop_ns = ferry_now_ns();
+	begin_journal(s);
 	s->stop_ns = ferry_now_ns();
 	if (s->qemu.runs)
 		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "stop", NULL, NULL, &s->why);
@@ -241,11 +329,13 @@ static enum ferry_switch_event send_commit(struct ferry_switch_source *s)
 	uint64_t now = ferry_now_ns();
 	int rc;
 
-	if (!s->loaded_ns) {
+	if (!s->loaded_ns && !s->took_over) {
 		s->loaded_ns = now;
 		s->result->device_state_ns = now - s->stopped_ns;
+		s->entry.phase = FERRY_JOURNAL_COMMITTED;
+		ferry_journal_update(&s->journal, &s->entry);
 	}
-	m.commit.stopped_for_ns = s->qemu.runs ? now - s->stop_ns : 0;
+	m.commit.stopped_for_ns = s->qemu.runs ? now - s->entry.stop_ns : 0;
 	rc = ferry_channel_send(&s->link, &m, -1);
 	return rc < 0 ? link_failed(s, rc, "Commit") : FERRY_EV_NOTHING;
 }

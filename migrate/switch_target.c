@@ -10,12 +10,14 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/net.h"
 #include "base/util.h"
 
 #define TICK_MS		   100	 /* between two looks at the progress */
@@ -45,7 +47,7 @@ static enum ferry_switch_event on_message(struct ferry_switch_target *s)
 	case FERRY_FRAME_DEVICE_STATE_END:
 		return on_state_end(s);
 	case FERRY_FRAME_COMMIT:
-		if (!s->commit_ns) {
+		if (s->core.machine.state == FERRY_TGT_LOADED) {
 			s->commit_ns = ferry_now_ns();
 			s->stopped_for_ns = s->m.commit.stopped_for_ns;
 		}
@@ -112,6 +114,8 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_target *s)
 			event = on_migration(s, status);
 		ferry_qmp_message_fini(&m);
 	}
+	if (!event && s->pidfd >= 0 && !ferry_net_wait(s->pidfd, POLLIN, 0, -1))
+		return ferry_target_side_vmm_gone(s);
 	/* Only once all is sent: then it has read what we were told is all. */
 	if (!event && s->loaded && s->core.machine.state == FERRY_TGT_FINISHING)
 		event = FERRY_EV_VMM_LOADED;
@@ -267,8 +271,9 @@ static void tell(struct ferry_switch_target *s, enum ferry_switch_event event, u
 
 	if (state == FERRY_TGT_UNDOING) {
 		s->story = s->why;
+		s->story.consequence = FERRY_REFUSE;
 		if (s->load_started)
-			ferry_fail(&s->story, s->why.consequence, s->why.err,
+			ferry_fail(&s->story, FERRY_REFUSE, s->why.err,
 				   "%.300s; the target's QEMU can't be used again: end it and start "
 				   "it anew with -incoming defer",
 				   s->why.text);
@@ -358,6 +363,15 @@ static enum ferry_outcome drive(struct ferry_switch_target *s)
 	}
 }
 
+/* What is left of it is of use only while pages are missing. */
+static void close_journal(struct ferry_switch_target *s, enum ferry_outcome outcome)
+{
+	const struct ferry_target_stats *stats = &s->result->stats;
+	bool complete = stats->pages_total && stats->pages_known == stats->pages_total;
+
+	ferry_journal_close(&s->journal, outcome != FERRY_OUTCOME_WAITS || complete);
+}
+
 static void fini(struct ferry_switch_target *s)
 {
 	if (s->acceptor)
@@ -365,10 +379,12 @@ static void fini(struct ferry_switch_target *s)
 	if (s->target)
 		ferry_target_side_show_trace(s, NULL);
 	ferry_target_free(s->target);
+	ferry_uffd_close(&s->uffd);
 	ferry_acceptor_stop(s->acceptor);
 	ferry_channel_close(&s->link);
 	ferry_close(s->load_fd);
 	ferry_close(s->load_peer_fd);
+	ferry_close(s->pidfd);
 	ferry_qemu_setup_fini(&s->setup);
 	ferry_qemu_fini(&s->qemu);
 	ferry_qmp_free(s->qmp);
@@ -389,7 +405,9 @@ enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
 	}
 	s->config = config;
 	s->result = result;
-	s->link.fd = s->load_fd = s->load_peer_fd = s->watch.fd = -1;
+	s->link.fd = s->load_fd = s->load_peer_fd = s->watch.fd = s->pidfd = -1;
+	s->journal = FERRY_JOURNAL_NONE;
+	s->uffd = FERRY_UFFD_NONE;
 	ferry_switch_init(&s->core, FERRY_SIDE_TARGET);
 	outcome = drive(s);
 	result->total_ns = s->begin_ns ? ferry_now_ns() - s->begin_ns : 0;
@@ -400,6 +418,7 @@ enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
 		ferry_info(config->log, "everything is here; the guest needs us no more");
 	else if (f)
 		*f = s->story;
+	close_journal(s, outcome);
 	fini(s);
 	return outcome;
 }

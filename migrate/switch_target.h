@@ -4,6 +4,7 @@
 #define FERRY_MIGRATE_SWITCH_TARGET_H
 
 #include "migrate/acceptor.h"
+#include "migrate/journal.h"
 #include "migrate/qemu.h"
 #include "migrate/qemu_setup.h"
 #include "migrate/switch_core.h"
@@ -16,7 +17,8 @@ struct ferry_switch_target {
 	struct ferry_switch core;
 	struct ferry_watch watch;
 
-	struct ferry_qmp *qmp; /* owned; NULL once QEMU is gone */
+	struct ferry_qmp *qmp; /* owned; NULL once QEMU is gone, and mostly after taking over */
+	int pidfd;	       /* owned: of QEMU, after taking over; else -1 */
 	struct ferry_qemu qemu;
 	struct ferry_qemu_setup setup;
 
@@ -24,8 +26,9 @@ struct ferry_switch_target {
 	struct ferry_channel link;
 	struct ferry_hello hello; /* of the link: the source's */
 	struct ferry_message m;	  /* scratch */
-	uint32_t n_bulk;	  /* as the source announced */
-	bool paused;		  /* the guest was paused by its user: it stays so */
+	struct ferry_journal journal;
+	struct ferry_journal_entry entry; /* what the source announced, and how far it came */
+	struct ferry_uffd uffd; /* owned: left in QEMU by one before us; else none */
 
 	struct ferry_target *target; /* owned */
 	bool link_lost_said;	     /* of the page connections, in the log */
@@ -38,7 +41,7 @@ struct ferry_switch_target {
 
 	uint64_t begin_ns, deadline_ns;
 	uint64_t rtt_ns;	  /* of the link, measured while the guest still ran */
-	uint64_t commit_ns;	  /* when Commit was read */
+	uint64_t commit_ns;	  /* when Commit was read; 0 when one before us has read it */
 	uint64_t stopped_for_ns;  /* as it said */
 	struct ferry_failure why;     /* of the latest event */
 	struct ferry_failure refused; /* why QEMU would not run the guest */

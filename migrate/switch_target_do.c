@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -17,6 +19,7 @@
 /* QEMU reads the device state as fast as it loads it, which may need pages from the source. */
 #define LOAD_TIMEOUT_MS 30000
 #define CONT_TIMEOUT_MS 60000
+#define VMM_ATTEMPTS	30 /* of two seconds each */
 #define STATE_NAME	"pageferry-state" /* of the pipe, at QEMU */
 
 /* --- the link and the monitor ---------------------------------------------------------------- */
@@ -41,6 +44,8 @@ enum ferry_switch_event ferry_target_side_vmm_gone(struct ferry_switch_target *s
 		ferry_qmp_free(s->qmp);
 		s->qmp = NULL;
 	}
+	ferry_watch_remove(&s->watch, s->pidfd);
+	ferry_close(TAKE_FD(s->pidfd));
 	return FERRY_EV_VMM_GONE;
 }
 
@@ -71,39 +76,86 @@ enum ferry_switch_event ferry_target_side_take_link(struct ferry_switch_target *
 
 /* --- check ---------------------------------------------------------------------------------- */
 
-static int look_at_vmm(struct ferry_switch_target *s)
+/* Was there one before us that was killed? Then its userfaultfd is still open in QEMU. */
+static bool find_predecessor(struct ferry_switch_target *s)
+{
+	if (!ferry_journal_load(&s->journal, s->config->state_dir, FERRY_SIDE_TARGET,
+				s->config->qmp_path, &s->entry))
+		return false;
+	if (!ferry_uffd_adopt(&s->uffd, s->entry.pid, NULL))
+		return true;
+	ferry_journal_close(&s->journal, true);
+	return false;
+}
+
+/* QEMU is not asked for anything before faults are served again: it may wait for a page. */
+static enum ferry_switch_event take_over(struct ferry_switch_target *s)
+{
+	s->begin_ns = ferry_now_ns();
+	ferry_info(s->config->log, "going on with the switchover of a process that was killed");
+	ferry_journal_qemu(&s->entry, &s->qemu);
+	s->pidfd = (int)syscall(SYS_pidfd_open, s->entry.pid, 0);
+	ferry_watch_add(&s->watch, s->pidfd, FERRY_WATCH_VMM);
+	s->entry.takeovers++;
+	ferry_journal_update(&s->journal, &s->entry);
+	switch (s->entry.phase) {
+	case FERRY_JOURNAL_LOADED:
+		return FERRY_EV_ORPHAN_LOADED;
+	case FERRY_JOURNAL_COMMITTED:
+		return FERRY_EV_ORPHAN_COMMITTED;
+	default:
+		return FERRY_EV_ORPHAN_RUNS;
+	}
+}
+
+static int connect_vmm(struct ferry_switch_target *s)
 {
 	int rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);
 
 	if (rc < 0)
 		return rc;
 	ferry_watch_add(&s->watch, ferry_qmp_fd(s->qmp), FERRY_WATCH_VMM);
+	return 0;
+}
+
+static enum ferry_switch_event look_at_vmm(struct ferry_switch_target *s)
+{
+	int rc;
+
+	if (find_predecessor(s) && s->entry.phase >= FERRY_JOURNAL_LOADED)
+		return take_over(s);
+	rc = connect_vmm(s);
+	if (rc < 0)
+		return FERRY_EV_FAILED;
 	rc = ferry_qemu_inspect_target(&s->qemu, s->qmp, s->config->log, &s->why);
 	if (!rc)
 		rc = ferry_qemu_setup_apply(&s->setup, s->qmp, FERRY_SIDE_TARGET, s->config->log,
 					    &s->why);
-	return rc;
+	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_CHECKED;
 }
 
 enum ferry_switch_event ferry_target_side_check(struct ferry_switch_target *s)
 {
 	int rc = ferry_watch_init(&s->watch);
+	enum ferry_switch_event event;
 
 	if (rc < 0) {
 		ferry_fail_errno(&s->why, FERRY_REFUSE, rc, "epoll");
 		return FERRY_EV_FAILED;
 	}
 	ferry_watch_add(&s->watch, s->config->stop_fd, FERRY_WATCH_STOP);
-	rc = look_at_vmm(s);
-	if (rc < 0) {
+	event = look_at_vmm(s);
+	if (event == FERRY_EV_FAILED || event == FERRY_EV_VMM_GONE) {
 		ferry_fail_prefix(&s->why, "target");
-		return s->qmp ? vmm_failed(s, rc) : FERRY_EV_FAILED;
+		return event;
 	}
 	rc = ferry_acceptor_start(&s->acceptor, s->config->listen_fd, s->config->log, &s->why);
-	if (rc < 0)
+	if (rc < 0) {
+		ferry_journal_close(&s->journal, false);
 		return FERRY_EV_FAILED;
+	}
 	ferry_watch_add(&s->watch, ferry_acceptor_fd(s->acceptor), FERRY_WATCH_ACCEPTOR);
-	return FERRY_EV_CHECKED;
+	return event;
 }
 
 void ferry_target_side_show_trace(struct ferry_switch_target *s, struct ferry_trace *trace)
@@ -122,8 +174,8 @@ static int take_prepare(struct ferry_switch_target *s)
 	const struct ferry_prepare *p = &s->m.prepare;
 
 	s->begin_ns = ferry_now_ns();
-	s->n_bulk = p->n_bulk;
-	s->paused = p->paused;
+	s->entry = (struct ferry_journal_entry){
+		.session = s->hello.session, .n_bulk = p->n_bulk, .paused = p->paused};
 	ferry_info(s->config->log, "the guest '%s' wants to come, from QEMU %s", p->vm,
 		   p->vmm_version);
 	if (strcmp(p->vmm_version, s->qemu.version))
@@ -134,31 +186,36 @@ static int take_prepare(struct ferry_switch_target *s)
 	return ferry_qemu_compare(&s->qemu, p, &s->why);
 }
 
-static int make_target(struct ferry_switch_target *s)
+/* @adopt: the RAM is registered already, and partly filled */
+static int make_target(struct ferry_switch_target *s, bool adopt)
 {
 	struct ferry_target_region regions[FERRY_MAX_REGIONS];
 	struct ferry_target_config config = {
-		.uffd = FERRY_UFFD_NONE,
+		.uffd = s->uffd,
 		.regions = regions,
 		.n_regions = s->qemu.n_ram,
-		.n_bulk = s->n_bulk,
+		.n_bulk = s->entry.n_bulk,
+		.adopt = adopt,
 		.max_bytes_per_second = s->config->max_bytes_per_second,
 		.no_trace = s->config->no_trace,
 		.log = s->config->log,
 	};
 	uint64_t begin = ferry_now_ns();
-	int rc;
+	int rc = 0;
 
 	for (uint32_t i = 0; i < s->qemu.n_ram; i++)
 		regions[i] = (struct ferry_target_region){.desc = s->qemu.ram[i].desc,
 							  .start = s->qemu.ram[i].start,
 							  .kind = s->qemu.ram[i].kind};
-	rc = ferry_uffd_attach(&config.uffd, s->qemu.pid, FERRY_TARGET_UFFD_FEATURES, &s->why);
+	if (config.uffd.fd < 0)
+		rc = ferry_uffd_attach(&config.uffd, s->qemu.pid, FERRY_TARGET_UFFD_FEATURES,
+				       &s->why);
 	if (rc < 0) {
 		ferry_fail_prefix(&s->why, "the target's QEMU (pid %d)", (int)s->qemu.pid);
 		return rc;
 	}
 	s->result->attach_ns = ferry_now_ns() - begin;
+	s->uffd = FERRY_UFFD_NONE; /* it is the target's */
 	rc = ferry_target_new(&s->target, &config, &s->why);
 	if (!rc)
 		ferry_target_side_show_trace(s, ferry_target_trace(s->target));
@@ -179,25 +236,57 @@ static int open_load_pipe(struct ferry_switch_target *s)
 	return rc;
 }
 
+/* So that one after us could go on when we are killed. */
+static void begin_journal(struct ferry_switch_target *s)
+{
+	struct ferry_failure f = {0};
+
+	if (ferry_journal_begin(&s->journal, s->config->state_dir, FERRY_SIDE_TARGET,
+				s->config->qmp_path, &s->qemu, &s->entry, &f) < 0)
+		ferry_warn(s->config->log, "%s", f.text);
+}
+
+static void note_phase(struct ferry_switch_target *s, enum ferry_journal_phase phase)
+{
+	s->entry.phase = phase;
+	ferry_journal_update(&s->journal, &s->entry);
+}
+
 static enum ferry_switch_event attach(struct ferry_switch_target *s)
 {
 	int rc = take_prepare(s);
 
 	if (!rc)
-		rc = make_target(s);
+		rc = make_target(s, false);
 	/* Again, now that nobody can add a page unseen. */
 	if (!rc)
 		rc = ferry_qemu_check_empty(&s->qemu, &s->why);
 	if (!rc)
 		rc = ferry_target_start(s->target, &s->why);
 	if (!rc)
-		rc = ferry_target_expect(s->target, &s->hello.session, s->n_bulk, &s->why);
+		rc = ferry_target_expect(s->target, &s->entry.session, s->entry.n_bulk, &s->why);
 	if (!rc)
 		rc = open_load_pipe(s);
 	if (rc < 0)
 		return vmm_failed(s, rc);
+	begin_journal(s);
 	ferry_acceptor_set_target(s->acceptor, s->target);
 	return FERRY_EV_ATTACHED;
+}
+
+static enum ferry_switch_event adopt(struct ferry_switch_target *s)
+{
+	int rc = make_target(s, true);
+
+	if (!rc)
+		rc = ferry_target_start(s->target, &s->why);
+	if (!rc)
+		rc = ferry_target_expect(s->target, &s->entry.session, s->entry.n_bulk, &s->why);
+	if (rc < 0)
+		return FERRY_EV_FAILED;
+	ferry_acceptor_reserve(s->acceptor, &s->entry.session);
+	ferry_acceptor_set_target(s->acceptor, s->target);
+	return FERRY_EV_NOTHING;
 }
 
 static int send_simple(struct ferry_switch_target *s, enum ferry_frame_type type)
@@ -236,6 +325,7 @@ static enum ferry_switch_event start_load(struct ferry_switch_target *s)
 	int rc;
 
 	s->load_started = true;
+	note_phase(s, FERRY_JOURNAL_LOADING);
 	rc = ferry_qmp_execute(s->qmp, "migrate-incoming", json_pack("{s:s}", "uri", "fd:" STATE_NAME),
 			       NULL, &s->why);
 	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
@@ -269,23 +359,41 @@ enum ferry_switch_event ferry_target_side_load(struct ferry_switch_target *s, co
 
 /* --- run ------------------------------------------------------------------------------------ */
 
+/* After taking over: QEMU answers once it has the page that it may be waiting for. */
+static int await_vmm(struct ferry_switch_target *s)
+{
+	int rc = -EBUSY;
+
+	for (int i = 0; rc == -EBUSY && i < VMM_ATTEMPTS; i++)
+		rc = connect_vmm(s);
+	return rc;
+}
+
+static void note_downtime(struct ferry_switch_target *s)
+{
+	if (s->entry.paused || !s->commit_ns)
+		return;
+	s->result->downtime_ns =
+		s->stopped_for_ns + s->rtt_ns / 2 + (ferry_now_ns() - s->commit_ns);
+	ferry_info(s->config->log, "the guest runs here; it stood still for about %.1f ms",
+		   (double)s->result->downtime_ns / FERRY_NS_PER_MS);
+}
+
 static enum ferry_switch_event run_guest(struct ferry_switch_target *s)
 {
-	uint64_t now;
 	int rc = 0;
 
-	if (s->paused)
+	note_phase(s, FERRY_JOURNAL_COMMITTED);
+	if (!s->qmp)
+		rc = await_vmm(s);
+	if (s->entry.paused)
 		ferry_info(s->config->log, "the guest was paused when it left and stays paused");
-	else
+	else if (!rc)
 		rc = ferry_qmp_execute_within(s->qmp, CONT_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
 	if (rc < 0)
 		return rc == -ECONNRESET ? ferry_target_side_vmm_gone(s) : FERRY_EV_RUN_REFUSED;
-	now = ferry_now_ns();
-	if (!s->paused) {
-		s->result->downtime_ns = s->stopped_for_ns + s->rtt_ns / 2 + (now - s->commit_ns);
-		ferry_info(s->config->log, "the guest runs here; it stood still for about %.1f ms",
-			   (double)s->result->downtime_ns / FERRY_NS_PER_MS);
-	}
+	note_downtime(s);
+	note_phase(s, FERRY_JOURNAL_RUNS);
 	return FERRY_EV_GUEST_RUNS;
 }
 
@@ -361,11 +469,14 @@ enum ferry_switch_event ferry_target_side_perform(struct ferry_switch_target *s,
 		return FERRY_EV_NOTHING;
 	case FERRY_DO_ATTACH:
 		return attach(s);
+	case FERRY_DO_ADOPT:
+		return adopt(s);
 	case FERRY_DO_SEND_PREPARED:
 		return send_prepared(s);
 	case FERRY_DO_START_LOAD:
 		return start_load(s);
 	case FERRY_DO_SEND_LOADED:
+		note_phase(s, FERRY_JOURNAL_LOADED);
 		return send_simple(s, FERRY_FRAME_LOADED) < 0 ? FERRY_EV_LINK_LOST :
 								FERRY_EV_NOTHING;
 	case FERRY_DO_RUN_GUEST:

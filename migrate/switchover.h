@@ -69,6 +69,7 @@ struct ferry_receive_config {
 	int stop_fd;   /* readable: give up (before the guest runs), or leave (after); -1 for none */
 	uint64_t max_bytes_per_second; /* of the push; 0: no limit */
 	bool no_trace; /* keep no records of faults */
+	const char *state_dir; /* for what must outlive us, see journal.h; NULL: a default */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;
 };
@@ -81,7 +82,10 @@ struct ferry_receive_result {
 	struct ferry_target_stats stats;
 };
 
-/* Serve one switchover. On any outcome but DONE @f says why. */
+/*
+ * Serve one switchover. On any outcome but DONE @f says why. When the last one for this QEMU was
+ * killed in the middle of a switchover, this one goes on where it was; the same holds for migrate.
+ */
 enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
 				     struct ferry_receive_result *result, struct ferry_failure *f);
 
@@ -90,6 +94,7 @@ struct ferry_migrate_config {
 	struct ferry_addr to;
 	int stop_fd;	 /* readable: cancel (before Commit), or leave (after); -1 for none */
 	uint32_t n_bulk; /* bulk connections; 0: a default of 1 */
+	const char *state_dir; /* as above */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;
 };
