@@ -9,12 +9,10 @@ CASE: moves      with each workload and kind of memory, back and forth
       cut        the connection is cut in the middle, and opened again
       killed     the target's process is killed: the source still has the guest's memory
       corrupt    one bit is changed under way, and the guest notices
-      fast       64 MiB in less than a second
 CPU:  native, or kvm (exits with 77 where that can't be used)
 """
 import subprocess
 import sys
-import time
 
 from microvm_support import Failed, Forwarder, Monitor
 
@@ -122,25 +120,6 @@ def case_corrupt(program, cpu):
     verify(b, bad="1")
     verify(b, bad="1")
     check(a.end() == 0 and b.end() == 0, "exit status")
-
-
-def case_fast(program, cpu):
-    best = None
-    for _ in range(5):
-        a, b = start(program, cpu), start(program, cpu)
-        a.tell("boot")
-        begin = time.monotonic()
-        move(a, b)
-        finish(a, b)
-        took = time.monotonic() - begin
-        best = took if best is None else min(best, took)
-        verify(b)
-        a.end()
-        b.end()
-        if best < 1:
-            break
-    print(f"64 MiB in {best:.3f} s")
-    check(best < 1, "a move of 64 MiB takes more than a second")
 
 
 def main():

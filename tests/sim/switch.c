@@ -19,7 +19,7 @@
 #include "migrate/switch_core.h"
 
 #define QUEUE	  6
-#define MAX_STATES (1u << 22)
+#define MAX_STATES (1u << 17)
 
 /* What one side has before it, beside its core's state. */
 struct side {
