@@ -1,0 +1,239 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""The same Linux guest moved by Pageferry and by QEMU's own post-copy, alternating, in one run.
+
+What counts is what the guest sees: work lost (how much longer its operations took than without the
+move), the longest stall, the time until it works at full speed again; and the total time and CPU
+seconds of all processes. Medians over the rounds, and each round in the JSON.
+
+    bench/vm.py --pageferry build/tools/pageferry [--rounds 5] [--json FILE]
+"""
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+GUEST = os.path.normpath(os.path.join(HERE, "..", "guest-test-vm"))
+sys.path.insert(0, GUEST)
+import ferryvm  # noqa: E402  pylint: disable=wrong-import-position
+
+MODES = ("pageferry", "qemu", "qemu-preempt")
+WARM_S = 3.0     # steady work before the move
+WINDOW_S = 8.0   # from the move on: work is counted in it
+STEADY_S = 2.0   # at the end of the window: the rate after
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Failed(Exception):
+    pass
+
+
+def cpu_s(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as f:
+        fields = f.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def start(args, rundir, name, role, native):
+    argv = [os.path.join(GUEST, "start"), "--dir", rundir, "--name", name, "--role", role, "--mem", args.mem,
+            "--ws", args.ws, "--accel", args.accel, "--daemon", "--die-with", str(os.getpid())]
+    argv += ["--native-ram"] if native else []
+    argv += ["--wait-ready", "90"] if role == "source" else []
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise Failed(f"the {role} QEMU did not start")
+    return ferryvm.Record(rundir, name), json.loads(done.stdout)
+
+
+class Watch:
+    """Collects a console's reports with the time of their arrival."""
+
+    def __init__(self, record):
+        self.console = ferryvm.Console(record)
+        self.reports = []
+
+    def poll(self):
+        now = time.monotonic()
+        for line in self.console.lines():
+            m = ferryvm.REPORT.search(line)
+            if m:
+                self.reports.append((now, {k: float(v) for k, v in m.groupdict().items()}))
+            if ferryvm.BAD.search(line):
+                raise Failed(f"the guest's memory is damaged: {line}")
+
+    def watch(self, seconds, until=lambda: False):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not until():
+            self.poll()
+            time.sleep(0.005)
+
+
+def move_pageferry(args, a, b):
+    receive = subprocess.Popen([args.pageferry, "receive", "--qmp", b["qmp"], "--listen", "127.0.0.1:0", "--json"],
+                               stdout=subprocess.PIPE, text=True)
+    address = json.loads(receive.stdout.readline())["address"]
+    started = time.monotonic()
+    migrate = subprocess.Popen([args.pageferry, "migrate", "--qmp", a["qmp"], "--to", address, "--postcopy", "--json"],
+                               stdout=subprocess.PIPE, text=True)
+
+    def finish():
+        out = [json.loads(line) for p in (migrate, receive) for line in p.stdout.read().splitlines()]
+        usage = 0
+        for p in (migrate, receive):
+            _, status, r = os.wait4(p.pid, 0)
+            p.returncode = os.waitstatus_to_exitcode(status)
+            if p.returncode:
+                raise Failed(f"pageferry ended with {p.returncode}: {out[-1]}")
+            usage += r.ru_utime + r.ru_stime
+        last = [e for e in out if e["event"] == "completed" and e["command"] == "receive"][-1]
+        return {"total_ms": last["total_ms"], "downtime_ms": last["downtime_ms"], "engine_cpu_s": usage}
+
+    return started, finish
+
+
+def move_qemu(a, b, preempt):
+    qa, qb = ferryvm.Qmp(a["qmp"]), ferryvm.Qmp(b["qmp"])
+    path = os.path.join(os.path.dirname(a["qmp"]), "native.sock")
+    caps = [{"capability": "postcopy-ram", "state": True}, {"capability": "events", "state": True}]
+    if preempt:
+        caps.append({"capability": "postcopy-preempt", "state": True})
+    for q in (qa, qb):
+        q.command("migrate-set-capabilities", capabilities=caps)
+        q.command("migrate-set-parameters", max_bandwidth=1 << 40, max_postcopy_bandwidth=0)
+    qb.command("migrate-incoming", uri=f"unix:{path}")
+    started = time.monotonic()
+    qa.command("migrate", uri=f"unix:{path}")
+    while qa.command("query-migrate").get("status") != "active":
+        pass
+    qa.command("migrate-start-postcopy")
+
+    def finish():
+        while True:
+            r = qa.command("query-migrate")
+            if r["status"] in ("completed", "failed", "cancelled"):
+                break
+            time.sleep(0.01)
+        if r["status"] != "completed":
+            raise Failed(f"QEMU's migration {r['status']}")
+        qa.close()
+        qb.close()
+        return {"total_ms": r["total-time"], "downtime_ms": r.get("downtime", 0), "engine_cpu_s": 0}
+
+    return started, finish
+
+
+def rate_of(reports):
+    (_, first), (_, last) = reports[0], reports[-1]
+    return (last["ops"] - first["ops"]) / (last["t"] - first["t"])
+
+
+def measure(before, after, started, result):
+    """What the guest saw. The rate before is the yardstick."""
+    old = [r for r in before.reports if started - WARM_S < r[0] < started]
+    new = [r for r in after.reports if r[0] > started]
+    if len(old) < 5 or len(new) < 20:
+        raise Failed("the guest said too little")
+    end = new[-1][0]
+    steady = [r for r in new if r[0] > end - STEADY_S]
+    rate = min(rate_of(old), rate_of(steady))
+    done = new[-1][1]["ops"] - old[-1][1]["ops"]
+    full = next((r[0] for p, r in zip(new, new[1:])
+                 if (r[1]["ops"] - p[1]["ops"]) >= 0.9 * rate * (r[1]["t"] - p[1]["t"])), end)
+    result.update({
+        "work_lost_ms": max(0, (end - old[-1][0]) - done / rate) * 1000,
+        "longest_stall_ms": max(r[1]["stall_max_us"] for r in new if r[0] <= full + 0.2) / 1000,
+        "full_speed_ms": (full - started) * 1000,
+        "stall_before_ms": statistics.median(r[1]["stall_max_us"] for r in old) / 1000,
+        "bad": max(r[1]["bad"] for r in old + new),
+        "ops_per_s": rate,
+    })
+    return result
+
+
+def one_round(args, mode, base):
+    rundir = os.path.join(base, mode)
+    shutil.rmtree(rundir, ignore_errors=True)
+    os.makedirs(rundir)
+    native = mode != "pageferry"
+    records = []
+    try:
+        ra, a = start(args, rundir, "a", "source", native)
+        records.append(ra)
+        rb, b = start(args, rundir, "b", "target", native)
+        records.append(rb)
+        before, after = Watch(ra), Watch(rb)
+        before.watch(WARM_S)
+        cpu = cpu_s(a["qemu_pid"]) + cpu_s(b["qemu_pid"])
+        if native:
+            started, finish = move_qemu(a, b, mode.endswith("preempt"))
+        else:
+            started, finish = move_pageferry(args, a, b)
+        end = time.monotonic() + WINDOW_S
+        while time.monotonic() < end:
+            before.poll()
+            after.poll()
+            time.sleep(0.005)
+        result = finish()
+        result["qemu_cpu_s"] = cpu_s(a["qemu_pid"]) + cpu_s(b["qemu_pid"]) - cpu
+        return measure(before, after, started, result)
+    finally:
+        for r in records:
+            ferryvm.stop(r)
+
+
+def table(rounds):
+    keys = ("work_lost_ms", "longest_stall_ms", "full_speed_ms", "total_ms", "downtime_ms", "engine_cpu_s",
+            "stall_before_ms", "ops_per_s", "bad")
+    lines = [f"{'median (spread)':<20}" + "".join(f"{m:>26}" for m in MODES)]
+    medians = {}
+    for k in keys:
+        cells = []
+        for m in MODES:
+            v = [r[k] for r in rounds if r["mode"] == m]
+            medians[m, k] = statistics.median(v)
+            cells.append(f"{medians[m, k]:.1f} ({min(v):.1f}-{max(v):.1f})")
+        lines.append(f"{k:<20}" + "".join(f"{c:>26}" for c in cells))
+    for k in ("work_lost_ms", "longest_stall_ms", "total_ms"):
+        peer = min(medians[m, k] for m in MODES[1:])
+        lines.append(f"{k} against QEMU's better mode: {medians['pageferry', k] / peer:.3f}" if peer else "")
+    return "\n".join(lines)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--pageferry", required=True)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--mem", default="600M")
+    p.add_argument("--ws", default="400M")
+    p.add_argument("--accel", default="auto", choices=("auto", "tcg", "kvm"))
+    p.add_argument("--json", help="where to write every round")
+    args = p.parse_args()
+    rounds = []
+    with tempfile.TemporaryDirectory(prefix="ferry-bench-") as base:
+        for i in range(args.rounds):
+            for mode in MODES[i % len(MODES):] + MODES[:i % len(MODES)]:
+                try:
+                    r = one_round(args, mode, base)
+                except (Failed, ferryvm.VmError) as e:
+                    print(f"bench: round {i}, {mode}: {e}", file=sys.stderr)
+                    return 1
+                r.update({"mode": mode, "round": i})
+                rounds.append(r)
+                print(f"round {i} {mode:<13} lost {r['work_lost_ms']:.0f} ms, longest stall "
+                      f"{r['longest_stall_ms']:.1f} ms, full speed after {r['full_speed_ms']:.0f} ms, "
+                      f"total {r['total_ms']:.0f} ms", file=sys.stderr, flush=True)
+    print(table(rounds))
+    if args.json:
+        with open(args.json, "w", encoding="ascii") as f:
+            json.dump({"mem": args.mem, "ws": args.ws, "rounds": rounds}, f, indent=1)
+    return 1 if any(r["bad"] for r in rounds) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
