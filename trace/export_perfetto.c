@@ -149,7 +149,7 @@ static void pushes(struct out *o)
 		ferry_json_u64(&o->j, "first_page", r->push.first_page);
 		ferry_json_u64(&o->j, "pages", r->push.n_pages);
 		ferry_json_u64(&o->j, "new", r->push.n_new);
-		ferry_json_u64(&o->j, "waited_for", r->push.overtaken);
+		ferry_json_u64(&o->j, "asked", r->push.overtaken);
 		ferry_json_close(&o->j, '}');
 		ferry_json_close(&o->j, '}');
 	}

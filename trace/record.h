@@ -92,7 +92,7 @@ struct ferry_trace_push {
 	uint64_t received_ns; /* ->time_ns is when it was placed */
 	uint32_t n_pages;
 	uint32_t n_new;	      /* of them: became present, or known to be zero, by it */
-	uint32_t overtaken;   /* of them: were being waited for */
+	uint32_t overtaken;   /* of them: had been asked for, and are waited for or came before */
 	uint32_t index;	      /* of the bulk connection */
 };
 
