@@ -85,7 +85,8 @@ static void write_header(struct ferry_trace *t, const struct ferry_trace_config 
 	h->n_regions = config->n_regions;
 	h->start_ns = ferry_now_ns();
 	h->start_realtime_ns = realtime_ns();
-	memcpy(h->regions, config->regions, config->n_regions * sizeof(h->regions[0]));
+	for (uint32_t i = 0; i < config->n_regions; i++)
+		h->regions[i] = config->regions[i];
 	for (uint32_t i = 0; i < config->n_rings; i++) {
 		const struct ferry_trace_ring_config *c = &config->rings[i];
 		size_t bytes = c->n_slots * sizeof(struct ferry_trace_slot);

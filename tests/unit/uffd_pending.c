@@ -237,6 +237,29 @@ Test(uffd_pending, local_answers_have_a_histogram_of_their_own)
 	done(&w);
 }
 
+Test(uffd_pending, faults_beyond_the_table_are_told_to_be_missing)
+{
+	struct world w = make();
+	struct ferry_trace_record rec;
+
+	use(&w);
+	for (uint64_t page = 0; page < FERRY_MAX_PENDING + 3; page++)
+		read_page(&w, page, 100);
+	cr_assert_eq(w.p->n, FERRY_MAX_PENDING);
+	expect_nothing(&w);
+	answer(&w, FERRY_MAX_PENDING, 1, 150, 160);
+	expect_nothing(&w);
+	answer(&w, 0, 1, 150, 160);
+	cr_assert_eq(next(&w).type, FERRY_TRACE_FAULT);
+	rec = next(&w);
+	cr_assert_eq(rec.type, FERRY_TRACE_LOST);
+	cr_assert_eq(rec.lost.n, 3);
+	answer(&w, 1, 1, 150, 160);
+	cr_assert_eq(next(&w).type, FERRY_TRACE_FAULT);
+	expect_nothing(&w);
+	done(&w);
+}
+
 /* The table against a plain array, nearly full, in random order. */
 Test(uffd_pending, every_page_is_found_again_however_full_it_is)
 {
