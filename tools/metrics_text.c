@@ -119,7 +119,7 @@ static void target(struct text *t, const struct ferry_target_stats *s)
 
 static void server(struct text *t, const struct ferry_server_stats *s)
 {
-	gauge(t, "pageferry_sessions", "Sessions that are open.", s->n_sessions);
+	gauge(t, "pageferry_open_sessions", "Sessions that are open.", s->n_sessions);
 	counter(t, "pageferry_sessions_total", "Sessions that were ever opened.",
 		s->n_sessions_ever);
 	counter(t, "pageferry_completed_sessions_total", "Sessions whose target has everything.",
