@@ -14,6 +14,7 @@ import ferryvm
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 OUT = os.path.normpath(os.path.join(HERE, "..", "out", "demo"))
+PLOT = os.path.join(OUT, "plot.svg")
 BEFORE_S = 3.0   # how long the guest is watched before the move
 AFTER_S = 3.0    # and after it
 SHOW_EVERY = 5   # guest lines: one in so many is shown, all are read
@@ -131,7 +132,7 @@ def rate(reports):
     return (b["ops"] - a["ops"]) / max(b["t"] - a["t"], 1e-3)
 
 
-def move(args, screen, receive_argv, migrate_argv):
+def move(screen, receive_argv, migrate_argv):
     receive = Command(screen, "receive", receive_argv)
     try:
         address = receive.listening.get(timeout=10)
@@ -166,9 +167,9 @@ def demo(args):
         after = Guest(screen, "guest", record_b)
         after.start()
         ferry = os.path.abspath(args.pageferry)
-        trace = [] if not args.trace else ["--trace", os.path.join(OUT, "trace")]
+        trace = os.path.join(OUT, "trace.pft")
         migrated, received = move(
-            args, screen, [ferry, "receive", "--qmp", b["qmp"], "--listen", "127.0.0.1:0", "--json"] + trace,
+            screen, [ferry, "receive", "--qmp", b["qmp"], "--listen", "127.0.0.1:0", "--json", "--trace", trace],
             [ferry, "migrate", "--qmp", a["qmp"], "--postcopy", "--json"])
         before.over = True
         screen.say("demo", "everything is resident: the source QEMU is ended, the guest goes on without it")
@@ -182,13 +183,21 @@ def demo(args):
         except queue.Empty:
             raise DemoError("the guest did not answer 'verify'") from None
         after.over = True
-        return summary(args, before, after, migrated, received, verified, old_rate, new_rate)
+        plot(ferry, trace)
+        return summary(before, after, migrated, received, verified, old_rate, new_rate)
     finally:
         for r in records:
             ferryvm.stop(r)
 
 
-def summary(args, before, after, migrated, received, verified, old_rate, new_rate):
+def plot(ferry, trace):
+    done = subprocess.run([ferry, "trace", "plot", trace, "-o", PLOT], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True)
+    if done.returncode:
+        raise DemoError(f"pageferry trace plot: {done.stdout.strip()}")
+
+
+def summary(before, after, migrated, received, verified, old_rate, new_rate):
     gap = after.reports[0][0] - before.reports[-1][0] if after.reports and before.reports else None
     bad = int(max([r["bad"] for _, r in before.reports + after.reports] + [verified["bad"]]))
     s = {k: received[k] for k in ("ram_bytes", "pages_total", "pages_urgent", "pages_pushed", "pages_zero",
@@ -215,6 +224,7 @@ def summary(args, before, after, migrated, received, verified, old_rate, new_rat
     print(f"  pages verified      {s['pages_verified']} by the guest itself")
     print(f"  bad pages {bad}")
     print(f"  summary             {os.path.relpath(os.path.join(OUT, 'summary.json'))}")
+    print(f"  every fault, drawn  {os.path.relpath(PLOT)}")
     if bad or s["lost_writes"] or after.bad_lines:
         raise DemoError("the guest found its memory damaged")
     if not after.reports or new_rate <= 0:
@@ -228,7 +238,6 @@ def main():
     p.add_argument("--mem", default="600M", help="guest RAM (default: 600M)")
     p.add_argument("--ws", default="400M", help="memory in constant use (default: 400M)")
     p.add_argument("--accel", default="auto", choices=("auto", "tcg", "kvm"))
-    p.add_argument("--trace", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args()
     try:
         return demo(args)
