@@ -156,6 +156,15 @@ def every_figure_of_the_dashboard_is_there(folder):
     assert not unused, unused
 
 
+def every_figure_is_documented(folder):
+    with open(os.path.join(SOURCE, "docs", "metrics.md"), encoding="utf-8") as f:
+        listed = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) ", f.read(), re.M)
+    with Pair(folder) as p:
+        for side, text in (("target", get(p.attach.metrics)), ("source", get(p.serve.metrics))):
+            there = set(re.findall(r"^# TYPE (\w+) (\w+)", text, re.M))
+            assert there == {(name, kind) for name, kind, of in listed if of in (side, "both")}, there
+
+
 def only_this_host_is_listened_to(folder):
     path = os.path.join(folder, "memory")
     with open(path, "wb") as f:
@@ -216,6 +225,7 @@ if __name__ == "__main__":
                 figures_agree_with_what_happened,
                 prometheus_accepts_both_formats,
                 every_figure_of_the_dashboard_is_there,
+                every_figure_is_documented,
                 only_this_host_is_listened_to,
                 other_requests_are_refused_and_nobody_is_locked_out,
             ]
