@@ -32,8 +32,8 @@ void ferry_histogram_add(struct ferry_histogram *h, uint64_t ns);
 uint64_t ferry_histogram_percentile(const struct ferry_histogram *h, unsigned int permille);
 
 /*
- * How many samples are below @ns. Exact when that is a power of two from 32 on; else those that share
- * its bucket don't count.
+ * How many samples are below @ns. Exact when that is a power of two from 32 on; else those that
+ * share its bucket don't count.
  */
 uint64_t ferry_histogram_count_below(const struct ferry_histogram *h, uint64_t ns);
 
