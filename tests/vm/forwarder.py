@@ -76,8 +76,10 @@ class Link:
     def __init__(self, dialer, acceptor):
         self.dialer, self.acceptor = dialer, acceptor
         self.role = None
+        self.is_cut = False  # what was received before is dropped, and no rule is for it
 
     def cut(self):
+        self.is_cut = True
         for s in (self.dialer, self.acceptor):
             try:
                 s.shutdown(socket.SHUT_RDWR)
@@ -127,6 +129,8 @@ class Forwarder:
         with self.lock:
             links, self.links = self.links, []
             self.n_cuts += 1
+            for link in links:
+                link.is_cut = True
         for link in links:
             link.cut()
 
@@ -208,6 +212,8 @@ class Forwarder:
 
     def apply_rules(self, kind, link):
         with self.lock:
+            if link.is_cut:
+                return False
             found = [r for r in self.rules if r[0] == kind and r[1] in (None, link.role)][:1]
             for rule in found:
                 self.rules.remove(rule)
