@@ -121,6 +121,8 @@ static int receive(struct receive *r, const struct options *o)
 
 	summary_target(&result.stats, result.ram_bytes, result.total_ns, result.downtime_ns, text,
 		       sizeof(text));
+	/* What happened since the last look: a resume is told, however short it was. */
+	report_target(&r->job.report, &result.stats);
 	if (outcome == FERRY_OUTCOME_DONE)
 		return report_completed(&r->job.report, summary_json(&result), text);
 	return report_failed(&r->job.report, &f, (int)outcome, summary_json(&result), NULL);
