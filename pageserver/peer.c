@@ -345,7 +345,7 @@ void ferry_peer_try_push(struct ferry_peer *p)
 	int rc;
 
 	if (!p->push_wanted || p->push_begun || p->push || p->n_bulk < p->want_bulk ||
-	    !atomic_load_explicit(&p->server->serving, memory_order_acquire))
+	    !atomic_load_explicit(&p->server->surveyed, memory_order_acquire))
 		return;
 	/* A Welcome that is on its way must not be cut in two. */
 	for (uint32_t i = 0; i < FERRY_MAX_BULK; i++)

@@ -150,17 +150,26 @@ void ferry_server_hold(struct ferry_server *s)
 	s->held = true;
 }
 
-static int find_data(struct ferry_server *s, uint32_t region, struct ferry_failure *f)
+/* Until the holes are known, any page may hold data: then it is looked at when it is asked for. */
+static void assume_data(struct ferry_server *s)
 {
-	uint64_t n_pages = s->pages.layout.regions[region].n_pages, first, end = 0;
+	for (uint32_t i = 0; i < s->config.n_sources; i++)
+		ferry_bitmap_set_range(&s->pages.data[i], 0, s->pages.data[i].n_bits);
+}
+
+static int find_holes(struct ferry_server *s, uint32_t region, struct ferry_failure *f)
+{
+	uint64_t n_pages = s->pages.layout.regions[region].n_pages, from, first, end = 0;
 
 	while (end < n_pages) {
-		int rc = ferry_source_next_data(s->config.sources[region], end, &first, &end);
+		int rc;
 
+		from = end;
+		rc = ferry_source_next_data(s->config.sources[region], from, &first, &end);
 		if (rc < 0)
 			return ferry_fail_errno(f, FERRY_REFUSE, rc, "region '%s'",
 						s->pages.layout.regions[region].name);
-		ferry_bitmap_set_range(&s->pages.data[region], first, end - first);
+		ferry_bitmap_clear_range(&s->pages.data[region], from, first - from);
 	}
 	return 0;
 }
@@ -169,13 +178,17 @@ int ferry_server_serve(struct ferry_server *s, struct ferry_failure *f)
 {
 	if (atomic_load(&s->serving))
 		return 0;
+	if (!s->held)
+		assume_data(s);
+	atomic_store_explicit(&s->serving, true, memory_order_release);
+	ferry_loop_wake(s);
 	for (uint32_t i = 0; i < s->config.n_sources; i++) {
-		int rc = find_data(s, i, f);
+		int rc = find_holes(s, i, f);
 
 		if (rc < 0)
 			return rc;
 	}
-	atomic_store_explicit(&s->serving, true, memory_order_release);
+	atomic_store_explicit(&s->surveyed, true, memory_order_release);
 	ferry_loop_wake(s);
 	return 0;
 }
@@ -186,6 +199,8 @@ int ferry_server_start(struct ferry_server *s, struct ferry_failure *f)
 
 	if (s->running)
 		return 0;
+	if (s->held)
+		assume_data(s);
 	rc = s->held ? 0 : ferry_server_serve(s, f);
 	if (rc < 0)
 		return rc;

@@ -79,8 +79,10 @@ void ferry_server_free(struct ferry_server *s);
 
 /**
  * ferry_server_serve() - from now on the memory doesn't change
- * Until then sessions may be opened, and requests wait. Finds the holes. ferry_server_start() on a
- * server whose config said nothing else has called this already; see ferry_server_hold().
+ * Until then sessions may be opened, and requests wait. Requests are answered as soon as this is
+ * called; then it finds the holes, which takes some 50 ms for each GiB of resident 4 KiB pages, and
+ * pushes begin when it returns. ferry_server_start() on a server whose config said nothing else has
+ * called this already; see ferry_server_hold(). One thread, any.
  */
 int ferry_server_serve(struct ferry_server *s, struct ferry_failure *f);
 

@@ -293,7 +293,9 @@ struct ferry_server {
 	bool running; /* owner's: the thread is to be joined */
 	bool held;    /* owner's, before start */
 	int wake_fd;  /* owned; eventfd */
-	atomic_bool stopping, serving;
+	atomic_bool stopping;
+	atomic_bool serving;  /* requests are answered */
+	atomic_bool surveyed; /* and the holes are known, so that pushes may begin */
 	int stop_fd; /* owned; eventfd: for dialers */
 
 	struct ferry_counters n;
