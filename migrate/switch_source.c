@@ -160,6 +160,12 @@ static enum ferry_switch_event look_at_state(struct ferry_switch_source *s)
 		if (event)
 			return event;
 	}
+	return FERRY_EV_NOTHING;
+}
+
+/* Whichever of the two comes last, the end of the stream or QEMU's word. */
+static enum ferry_switch_event check_sent(const struct ferry_switch_source *s)
+{
 	return s->core.machine.state == FERRY_SRC_SENDING && s->state_complete && s->state_fd < 0 ?
 		       FERRY_EV_STATE_SENT :
 		       FERRY_EV_NOTHING;
@@ -253,6 +259,8 @@ static enum ferry_switch_event await(struct ferry_switch_source *s)
 		if (!event)
 			event = look_at_vmm(s);
 		if (!event)
+			event = check_sent(s);
+		if (!event)
 			event = check_deadline(s);
 		if (event)
 			return event;
@@ -263,6 +271,11 @@ static enum ferry_switch_event await(struct ferry_switch_source *s)
 		if (ready & FERRY_WATCH_STOP) {
 			ferry_fail(&s->why, FERRY_REFUSE, -ECANCELED, "stopped by the user");
 			return FERRY_EV_USER_STOP;
+		}
+		if (ready & FERRY_WATCH_SERVE) {
+			ferry_watch_remove(&s->watch, s->serve_failed_fd);
+			s->why = s->serve_why;
+			return FERRY_EV_FAILED;
 		}
 	}
 }
@@ -424,15 +437,15 @@ static enum ferry_outcome drive(struct ferry_switch_source *s)
 
 static void fini(struct ferry_switch_source *s)
 {
-	if (s->server) {
-		ferry_server_stop(s->server);
+	ferry_source_stop_serving(s);
+	if (s->server)
 		ferry_server_free(s->server);
-	}
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(s->sources); i++)
 		ferry_source_free(s->sources[i]);
 	ferry_channel_close(&s->link);
 	ferry_close(s->state_fd);
 	ferry_close(s->state_peer_fd);
+	ferry_close(s->serve_failed_fd);
 	ferry_qemu_setup_fini(&s->setup);
 	ferry_qemu_fini(&s->qemu);
 	ferry_qmp_free(s->qmp);
@@ -453,7 +466,7 @@ enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
 	}
 	s->config = config;
 	s->result = result;
-	s->link.fd = s->state_fd = s->state_peer_fd = s->watch.fd = -1;
+	s->link.fd = s->state_fd = s->state_peer_fd = s->watch.fd = s->serve_failed_fd = -1;
 	s->journal = FERRY_JOURNAL_NONE;
 	s->begin_ns = ferry_now_ns();
 	ferry_switch_init(&s->core, FERRY_SIDE_SOURCE);

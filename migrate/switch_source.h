@@ -3,6 +3,8 @@
 #ifndef FERRY_MIGRATE_SWITCH_SOURCE_H
 #define FERRY_MIGRATE_SWITCH_SOURCE_H
 
+#include <pthread.h>
+
 #include "migrate/journal.h"
 #include "migrate/qemu.h"
 #include "migrate/qemu_setup.h"
@@ -37,6 +39,10 @@ struct ferry_switch_source {
 
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	struct ferry_server *server;			 /* owned */
+	pthread_t serve_thread;	 /* finds the holes */
+	bool serving;		 /* it is to be joined */
+	int serve_failed_fd;	 /* owned: eventfd; readable when it failed */
+	struct ferry_failure serve_why;
 
 	int state_fd;	     /* owned: the device state comes out here; -1 when closed */
 	int state_peer_fd;   /* owned: QEMU's end, before QEMU has it */
@@ -62,6 +68,9 @@ enum ferry_switch_event ferry_source_redial(struct ferry_switch_source *s);
 
 /* Notes that QEMU has ended. */
 enum ferry_switch_event ferry_source_vmm_gone(struct ferry_switch_source *s);
+
+/* Ends the page server and its sessions. Twice is fine. */
+void ferry_source_stop_serving(struct ferry_switch_source *s);
 
 void ferry_source_close_link(struct ferry_switch_source *s);
 void ferry_source_close_state(struct ferry_switch_source *s);

@@ -6,8 +6,10 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -315,9 +317,41 @@ static enum ferry_switch_event send_simple(struct ferry_switch_source *s, enum f
 	return rc < 0 ? link_failed(s, rc, ferry_frame_type_name(type)) : FERRY_EV_NOTHING;
 }
 
+/*
+ * Finding the holes of much RAM takes longer than the guest should stand still: it goes on beside
+ * the device state.
+ */
+static void *serve(void *arg)
+{
+	struct ferry_switch_source *s = arg;
+
+	if (ferry_server_serve(s->server, &s->serve_why) < 0)
+		(void)!write(s->serve_failed_fd, &(uint64_t){1}, sizeof(uint64_t));
+	return NULL;
+}
+
 static enum ferry_switch_event serve_pages(struct ferry_switch_source *s)
 {
-	return ferry_server_serve(s->server, &s->why) < 0 ? FERRY_EV_FAILED : FERRY_EV_NOTHING;
+	int rc;
+
+	s->serve_failed_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	rc = s->serve_failed_fd < 0 ? -errno : -pthread_create(&s->serve_thread, NULL, serve, s);
+	if (rc < 0) {
+		ferry_fail_errno(&s->why, FERRY_REFUSE, rc, "serving pages");
+		return FERRY_EV_FAILED;
+	}
+	s->serving = true;
+	ferry_watch_add(&s->watch, s->serve_failed_fd, FERRY_WATCH_SERVE);
+	return FERRY_EV_NOTHING;
+}
+
+void ferry_source_stop_serving(struct ferry_switch_source *s)
+{
+	if (s->serving)
+		pthread_join(s->serve_thread, NULL);
+	s->serving = false;
+	if (s->server)
+		ferry_server_stop(s->server);
 }
 
 /* --- confirm -------------------------------------------------------------------------------- */
@@ -387,10 +421,12 @@ static void cancel_state(struct ferry_switch_source *s)
 	bool over = !s->state_started || s->state_over;
 	int rc = 0;
 
-	if (!s->qmp || over)
-		goto out;
-	rc = ferry_qmp_execute(s->qmp, "migrate_cancel", NULL, NULL, NULL);
+	/* First of all: QEMU answers to nothing while it is stuck in writing to us. */
 	ferry_source_close_state(s);
+	if (!s->qmp || !s->state_started)
+		return;
+	if (!over)
+		rc = ferry_qmp_execute(s->qmp, "migrate_cancel", NULL, NULL, NULL);
 	while (!over && rc != -ECONNRESET && ferry_now_ns() < deadline) {
 		struct ferry_qmp_message m;
 		const char *status;
@@ -407,9 +443,7 @@ static void cancel_state(struct ferry_switch_source *s)
 	}
 	if (rc == -ECONNRESET)
 		ferry_source_vmm_gone(s);
-out:
-	ferry_source_close_state(s);
-	if (s->qmp && s->state_started)
+	else
 		await_migration_left(s, deadline);
 }
 
@@ -449,12 +483,6 @@ static void tell_abort(struct ferry_switch_source *s)
 	ferry_source_close_link(s);
 }
 
-static void close_pages(struct ferry_switch_source *s)
-{
-	if (s->server)
-		ferry_server_stop(s->server);
-}
-
 static enum ferry_switch_event undo(struct ferry_switch_source *s, enum ferry_switch_action action)
 {
 	switch (action) {
@@ -468,7 +496,7 @@ static enum ferry_switch_event undo(struct ferry_switch_source *s, enum ferry_sw
 		tell_abort(s);
 		break;
 	case FERRY_DO_CLOSE_PAGES:
-		close_pages(s);
+		ferry_source_stop_serving(s);
 		break;
 	case FERRY_DO_RESTORE_VMM:
 		if (s->qmp)

@@ -12,9 +12,8 @@ enum ferry_watch_what {
 	FERRY_WATCH_STATE = 4,	  /* the pipe of the device state */
 	FERRY_WATCH_ACCEPTOR = 8, /* a new switchover connection */
 	FERRY_WATCH_STOP = 16,	  /* the user */
+	FERRY_WATCH_SERVE = 32,	  /* pages can't be served */
 };
-
-#define FERRY_WATCH_ALL 31
 
 struct ferry_watch {
 	int fd; /* owned: readable while any of the set is */
