@@ -41,10 +41,8 @@ class Move:
     def waits(self):
         """The guest needs pages that nobody brings. It is not told anything else instead."""
         self.lab.current = None
-        self.target.console.lines()
         vm_support.wait_for("a thread of the guest waits for a page", self.target.waits_for_pages)
         assert self.target.is_alive()
-        self.target.look()
         assert self.source.status() == "postmigrate", self.source.status()
         assert self.source.events()[-1] == "STOP", self.source.events()
 

@@ -148,6 +148,22 @@ class Command:
             return int(next(line.split()[1] for line in f if line.startswith(key + ":")))
 
 
+class Monitor(ferryvm.Qmp):
+    def catch_up(self):
+        """Reads the events so far; all that there were when QEMU has ended."""
+        try:
+            self.command("query-status")  # they came before its answer
+        except (OSError, ferryvm.VmError):
+            self.read_last_words()
+
+    def read_last_words(self):
+        try:
+            while True:
+                self.events.append((time.monotonic(), self._read()))
+        except (OSError, ferryvm.VmError):
+            return
+
+
 class Vm:
     """One QEMU with or without a guest in it. A second monitor tells what happens to the guest."""
 
@@ -166,7 +182,7 @@ class Vm:
         assert done.returncode == 0, f"QEMU '{name}' did not start: {done.stderr}"
         self.info = json.loads(done.stdout)
         self.qmp, self.pid = self.info["qmp"], self.info["qemu_pid"]
-        self.monitor = ferryvm.Qmp(watch, timeout=LIMIT_S)
+        self.monitor = Monitor(watch, timeout=LIMIT_S)
         self.console = ferryvm.Console(self.record)
         self.reports = []
         self.pages = None  # that its guest checks
@@ -210,8 +226,8 @@ class Vm:
 
     def events(self):
         """The names of what happened to the guest since this QEMU was started."""
-        self.status()  # what came before its answer is here with it
-        return [e["event"] for _, e in self.monitor.events if e["event"] in ("STOP", "RESUME", "SHUTDOWN")]
+        self.monitor.catch_up()
+        return [e["event"] for _, e in self.monitor.events if e.get("event") in ("STOP", "RESUME", "SHUTDOWN")]
 
     def settings(self):
         """What Pageferry changes of QEMU's migration settings, and puts back."""
@@ -228,7 +244,8 @@ class Vm:
         ferryvm.end(self.pid, self.info["qemu_started"], (signal.SIGKILL,), LIMIT_S)
 
     def waits_for_pages(self):
-        """How many of QEMU's threads wait for a page."""
+        """How many of QEMU's threads wait for a page. What the guest saw until now was right."""
+        self.look()
         n = 0
         for task in os.listdir(f"/proc/{self.pid}/task"):
             try:

@@ -50,6 +50,11 @@ class Attempt:
         for text in texts:
             assert text in last["error"], f"no '{text}' in: {last['error']}"
 
+    def never_ran_at_target(self):
+        self.target.look()
+        assert not self.target.reports, "the guest ran at the target"
+        assert "RESUME" not in self.target.events(), self.target.events()
+
 
 def receive_killed(a):
     a.receive.kill()
@@ -105,7 +110,9 @@ def target_qemu_killed(a):
 
 def case(fault, point):
     def run(lab):
-        fault(Attempt(lab, point))
+        a = Attempt(lab, point)
+        fault(a)
+        a.never_ran_at_target()
     return run
 
 
@@ -113,6 +120,7 @@ def second_attempt(fault):
     def run(lab):
         a = Attempt(lab, "Loaded")
         fault(a)
+        a.never_ran_at_target()
         lab.retire(a.target)
         lab.move(a.source, lab.target(a.source))
     return run
