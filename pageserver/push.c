@@ -28,7 +28,7 @@
 #define PUSH_BYTES  (256 * FERRY_KIB) /* of one sendmsg */
 #define LANE_PIECES 32
 #define STACK_BYTES (128 * FERRY_KIB)
-#define NICE	    5
+#define LOW_NICE    5 /* where the loop has no higher priority than others */
 /* A limited push goes out in about this many sendmsg a second, to leave the link free between. */
 #define PACED_SENDS 200
 #define MIN_PACED   (16u * FERRY_KIB)
@@ -267,8 +267,9 @@ static void *push_main(void *arg)
 	/* Not ours any more once it has ended. */
 	struct ferry_server *s = p->server;
 
-	/* Best effort: an urgent answer's processor time goes before ours. */
-	setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
+	/* Best effort: an urgent answer's processor time goes before ours. The loop started us, so
+	 * that we begin with its priority. */
+	setpriority(PRIO_PROCESS, (id_t)gettid(), s->is_raised ? 0 : LOW_NICE);
 	p->result = run(p);
 	atomic_store(&p->ended, true);
 	ferry_loop_wake(s);

@@ -294,6 +294,7 @@ struct ferry_server {
 	bool held;    /* owner's, before start */
 	int wake_fd;  /* owned; eventfd */
 	atomic_bool stopping;
+	bool is_raised; /* the loop thread has a higher priority; set before it does anything */
 	atomic_bool serving;  /* requests are answered */
 	atomic_bool surveyed; /* and the holes are known, so that pushes may begin */
 	int stop_fd; /* owned; eventfd: for dialers */
