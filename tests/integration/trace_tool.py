@@ -57,7 +57,7 @@ def touch(h, data, pages):
         assert int(h.ask("byte", page * PAGE)) == data[page * PAGE], page
 
 
-def traced(folder, data, address, pages, name, *args):
+def traced(folder, data, address, pages, name, *args, to_the_end=False):
     """Attaches a new process, touches pages one after the other, and stops. Returns the trace's path."""
     path = os.path.join(folder, name)
     with Holder("memfd", len(data), name="ferry-trace") as h:
@@ -65,7 +65,10 @@ def traced(folder, data, address, pages, name, *args):
                  "--trace", path, *args) as a:  # fmt: skip
             a.event("stage", stage="push")
             touch(h, data, pages)
-            a.stop()
+            if to_the_end:
+                a.end(0)
+            else:
+                a.stop()
     return path
 
 
@@ -301,8 +304,8 @@ def read_trace(path):
 def an_independent_reader_understands_the_file(folder):
     data = content(N_PAGES)
     pages = random.Random(5).sample(range(N_PAGES), 100)
-    with Serve("--file", write_file(folder, data), "--max-rate", "1M") as s:
-        path = traced(folder, data, s.address, pages, "format.trace")
+    with Serve("--file", write_file(folder, data), "--max-rate", "8M") as s:
+        path = traced(folder, data, s.address, pages, "format.trace", to_the_end=True)
     records = read_trace(path)
     kinds = collections.Counter(r[0] for r in records)
     rows = rows_of(path)
@@ -325,7 +328,9 @@ def a_cut_file_is_reported_up_to_there(folder):
     with open(path, "rb") as f:
         whole = f.read()
     with open(cut, "wb") as f:
-        f.write(whole[: len(whole) // 2])
+        header, entry = struct.unpack_from("<II", whole, 16)
+        faults = [at for at in range(header, len(whole), entry) if struct.unpack_from("<H", whole, at + 8)[0] == 1]
+        f.write(whole[: faults[len(faults) // 2] + 5])  # in the middle of one
     status, out, err = run("trace", "report", cut)
     assert status == 0 and out.startswith("WARNING: the file is cut off"), (out, err)
     got = report_of(cut)
