@@ -34,7 +34,8 @@
 #define HELLO_MAX_BYTES 1024u
 
 #define SWITCHOVER_BUSY                                                                            \
-	"this 'pageferry receive' serves another source already; start one of its own for each guest"
+	"this 'pageferry receive' serves another source already; start one of its own for each "   \
+	"guest"
 
 enum slot_state {
 	SLOT_FREE,
@@ -58,7 +59,7 @@ struct ferry_acceptor {
 	struct ferry_arena arena;
 	struct slot slots[FERRY_ACCEPTOR_MAX_PENDING];
 
-	pthread_mutex_t lock; /* of what follows */
+	pthread_mutex_t lock;	     /* of what follows */
 	struct ferry_target *target; /* borrowed */
 	bool seat_taken;
 	bool epoch_seen; /* by the one in the seat */
@@ -190,7 +191,8 @@ static void dispatch_pages(struct ferry_acceptor *a, struct slot *s, const struc
 		rc = ferry_target_adopt_conn(a->target, TAKE_FD(s->fd), h, &f);
 	pthread_mutex_unlock(&a->lock);
 	if (s->fd >= 0) {
-		refuse(a, s, FERRY_ERROR_SESSION, "no switchover has come so far that pages could be sent");
+		refuse(a, s, FERRY_ERROR_SESSION,
+		       "no switchover has come so far that pages could be sent");
 		return;
 	}
 	s->state = SLOT_FREE;
@@ -228,10 +230,11 @@ static size_t frame_bytes(const struct slot *s, struct ferry_frame *frame)
 	if (ferry_frame_header_decode(s->buffer, &h) < 0 || h.type != FERRY_FRAME_HELLO ||
 	    h.msg_bytes > HELLO_MAX_BYTES || h.payload_bytes)
 		return 0;
-	*frame = (struct ferry_frame){.type = h.type,
-				      .msg = s->buffer + FERRY_FRAME_HEADER_BYTES,
-				      .msg_bytes = h.msg_bytes,
-				      .payload = s->buffer + FERRY_FRAME_HEADER_BYTES + h.msg_bytes};
+	*frame =
+		(struct ferry_frame){.type = h.type,
+				     .msg = s->buffer + FERRY_FRAME_HEADER_BYTES,
+				     .msg_bytes = h.msg_bytes,
+				     .payload = s->buffer + FERRY_FRAME_HEADER_BYTES + h.msg_bytes};
 	return FERRY_FRAME_HEADER_BYTES + h.msg_bytes;
 }
 

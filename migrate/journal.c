@@ -152,9 +152,8 @@ int ferry_journal_begin(struct ferry_journal *j, const char *dir, enum ferry_sid
 	e->started = started(q->pid);
 	e->n_regions = q->n_ram;
 	for (uint32_t i = 0; i < q->n_ram; i++)
-		e->regions[i] = (struct ferry_journal_region){.desc = q->ram[i].desc,
-							      .start = q->ram[i].start.v,
-							      .kind = q->ram[i].kind};
+		e->regions[i] = (struct ferry_journal_region){
+			.desc = q->ram[i].desc, .start = q->ram[i].start.v, .kind = q->ram[i].kind};
 	if (j->fd < 0)
 		rc = open_file(j, dir, side, qmp_path, O_CREAT);
 	if (!rc)

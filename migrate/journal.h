@@ -4,9 +4,9 @@
  * A command that finds one for its QEMU goes on where the last one was killed. It has all that is
  * needed to serve faults again without asking QEMU, whose monitor may itself wait for a page.
  *
- * The file is named after the monitor's socket (device and inode), and is good for one process only.
- * It is written by single writes, so that it is whole whenever we are killed, and lies on a file
- * system in memory, as no QEMU outlives its host either.
+ * The file is named after the monitor's socket (device and inode), and is good for one process
+ * only. It is written by single writes, so that it is whole whenever we are killed, and lies on a
+ * file system in memory, as no QEMU outlives its host either.
  */
 #ifndef FERRY_MIGRATE_JOURNAL_H
 #define FERRY_MIGRATE_JOURNAL_H

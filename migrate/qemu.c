@@ -70,9 +70,10 @@ static int find_process(struct ferry_qemu *q, struct ferry_failure *f)
 	json_decref(ret);
 	q->pid = peer > 0 && has_thread(peer, tid) ? peer : process_of(tid);
 	if (q->pid <= 0 || q->pid == getpid())
-		return ferry_fail(f, FERRY_REFUSE, -ESRCH,
-				  "the process of this QEMU is not visible from here; run pageferry "
-				  "on the same host and in the same PID namespace as QEMU");
+		return ferry_fail(
+			f, FERRY_REFUSE, -ESRCH,
+			"the process of this QEMU is not visible from here; run pageferry "
+			"on the same host and in the same PID namespace as QEMU");
 	return 0;
 }
 
@@ -103,8 +104,9 @@ static int find_identity(struct ferry_qemu *q, struct ferry_failure *f)
 		return rc;
 	if (!q->name[0])
 		snprintf(q->name, sizeof(q->name), "pid %d", (int)q->pid);
-	return get_string(q, "qom-get", json_pack("{s:s, s:s}", "path", "/machine", "property", "type"),
-			  NULL, q->machine, f);
+	return get_string(q, "qom-get",
+			  json_pack("{s:s, s:s}", "path", "/machine", "property", "type"), NULL,
+			  q->machine, f);
 }
 
 /* --- what can't be moved -------------------------------------------------------------------- */
@@ -127,10 +129,11 @@ static int check_device(const char *name, const char *type, struct ferry_failure
 {
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(unfit_devices); i++) {
 		if (strstr(type, unfit_devices[i].part))
-			return ferry_fail(f, FERRY_REFUSE, -EOPNOTSUPP,
-					  "the device '%s' (%s) can't be moved: %s; remove it from both "
-					  "QEMUs (device_del %s) first",
-					  name, type, unfit_devices[i].why, name);
+			return ferry_fail(
+				f, FERRY_REFUSE, -EOPNOTSUPP,
+				"the device '%s' (%s) can't be moved: %s; remove it from both "
+				"QEMUs (device_del %s) first",
+				name, type, unfit_devices[i].why, name);
 	}
 	return 0;
 }
@@ -169,10 +172,11 @@ static int check_network(struct ferry_qemu *q, struct ferry_failure *f)
 
 		snprintf(key, sizeof(key), "type=%s", unfit[i]);
 		if (strstr(text, key))
-			rc = ferry_fail(f, FERRY_REFUSE, -EOPNOTSUPP,
-					"a network device is served by %s, which reaches the guest's "
-					"RAM past QEMU; use a tap device with vhost=on or off instead",
-					unfit[i]);
+			rc = ferry_fail(
+				f, FERRY_REFUSE, -EOPNOTSUPP,
+				"a network device is served by %s, which reaches the guest's "
+				"RAM past QEMU; use a tap device with vhost=on or off instead",
+				unfit[i]);
 	}
 	return rc;
 }
@@ -221,15 +225,16 @@ static int check_migration(struct ferry_qemu *q, bool incoming, struct ferry_fai
 	if (reason)
 		rc = ferry_fail(f, FERRY_REFUSE, -EOPNOTSUPP,
 				"QEMU says that this guest can't be moved: %.200s", reason);
-	else if (incoming && (json_object_get(ret, "socket-address") ||
-			      (status && strcmp(status, "none"))))
+	else if (incoming &&
+		 (json_object_get(ret, "socket-address") || (status && strcmp(status, "none"))))
 		rc = ferry_fail(f, FERRY_REFUSE, -EBUSY,
 				"this QEMU waits for another migration already; " DEFER);
 	else if (status && is_under_way(status))
-		rc = ferry_fail(f, FERRY_REFUSE, -EBUSY,
-				"a migration of this guest is under way (%.40s); wait for its end, or "
-				"end it with migrate_cancel",
-				status);
+		rc = ferry_fail(
+			f, FERRY_REFUSE, -EBUSY,
+			"a migration of this guest is under way (%.40s); wait for its end, or "
+			"end it with migrate_cancel",
+			status);
 	json_decref(ret);
 	return rc;
 }
@@ -260,20 +265,22 @@ static int check_source_status(struct ferry_qemu *q, struct ferry_failure *f)
 	if (q->runs || !strcmp(status, "paused") || !strcmp(status, "prelaunch"))
 		return 0;
 	if (!strcmp(status, "inmigrate"))
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "this QEMU waits for a guest, it has none to give; use its socket "
-				  "with 'pageferry receive'");
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"this QEMU waits for a guest, it has none to give; use its socket "
+			"with 'pageferry receive'");
 	if (!strcmp(status, "postmigrate"))
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "this guest was moved away, or a move of it was cut off; only if it "
-				  "runs nowhere else: resume it by 'cont' in the monitor, then try "
-				  "again");
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"this guest was moved away, or a move of it was cut off; only if it "
+			"runs nowhere else: resume it by 'cont' in the monitor, then try "
+			"again");
 	if (!strcmp(status, "suspended"))
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "the guest sleeps; wake it (system_wakeup) and try again");
-	return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-			  "the guest is in state '%s'; only one that runs or is paused can be moved",
-			  status);
+	return ferry_fail(
+		f, FERRY_REFUSE, -EINVAL,
+		"the guest is in state '%s'; only one that runs or is paused can be moved", status);
 }
 
 static int check_target_status(struct ferry_qemu *q, struct ferry_failure *f)
@@ -284,7 +291,8 @@ static int check_target_status(struct ferry_qemu *q, struct ferry_failure *f)
 	if (rc < 0 || !strcmp(status, "inmigrate"))
 		return rc;
 	return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-			  "this QEMU is in state '%s' and does not wait for a guest; " DEFER, status);
+			  "this QEMU is in state '%s' and does not wait for a guest; " DEFER,
+			  status);
 }
 
 static int check_orphan_status(struct ferry_qemu *q, struct ferry_failure *f)
@@ -368,16 +376,18 @@ static int compare_region(const struct ferry_region_desc *t, const struct ferry_
 			  struct ferry_failure *f)
 {
 	if (strcmp(t->name, s->name))
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "the source's RAM '%s' is called '%s' on the target; give the memory "
-				  "backends the same ids on both sides",
-				  s->name, t->name);
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"the source's RAM '%s' is called '%s' on the target; give the memory "
+			"backends the same ids on both sides",
+			s->name, t->name);
 	if (t->n_pages * t->page_bytes != s->n_pages * s->page_bytes)
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "RAM '%s' has %" PRIu64 " MiB on the source and %" PRIu64
-				  " MiB on the target; start the target with the source's -m and size=",
-				  s->name, s->n_pages * s->page_bytes / FERRY_MIB,
-				  t->n_pages * t->page_bytes / FERRY_MIB);
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"RAM '%s' has %" PRIu64 " MiB on the source and %" PRIu64
+			" MiB on the target; start the target with the source's -m and size=",
+			s->name, s->n_pages * s->page_bytes / FERRY_MIB,
+			t->n_pages * t->page_bytes / FERRY_MIB);
 	if (t->page_bytes != s->page_bytes)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "RAM '%s' has pages of %u KiB on the source and of %u KiB on the "
@@ -392,10 +402,11 @@ int ferry_qemu_compare(const struct ferry_qemu *target, const struct ferry_prepa
 	int rc = 0;
 
 	if (strcmp(target->machine, source->machine))
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "the source is a '%s' and the target a '%s'; start the target with "
-				  "the source's -machine",
-				  source->machine, target->machine);
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"the source is a '%s' and the target a '%s'; start the target with "
+			"the source's -machine",
+			source->machine, target->machine);
 	if (target->n_ram != source->layout.n_regions)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "the source has %u memory backends and the target %u; start the "

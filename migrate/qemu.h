@@ -18,11 +18,12 @@
 
 /* A block of the guest's RAM that travels by page faults. */
 struct ferry_qemu_ram {
-	struct ferry_region_desc desc; /* ->name is QEMU's name of the block, the same on both sides */
-	struct ferry_hva start;	       /* in QEMU */
-	enum ferry_mapping_kind kind;  /* shared or hugetlb */
-	int fd;			       /* owned: the file that it is, or part of, read-only */
-	uint64_t offset;	       /* in that file */
+	struct ferry_region_desc
+		desc;		/* ->name is QEMU's name of the block, the same on both sides */
+	struct ferry_hva start; /* in QEMU */
+	enum ferry_mapping_kind kind; /* shared or hugetlb */
+	int fd;			      /* owned: the file that it is, or part of, read-only */
+	uint64_t offset;	      /* in that file */
 };
 
 struct ferry_qemu {
@@ -31,7 +32,7 @@ struct ferry_qemu {
 	char name[FERRY_MAX_REGION_NAME]; /* -name, or "pid N" */
 	char machine[FERRY_MAX_REGION_NAME];
 	char version[FERRY_MAX_REGION_NAME];
-	bool runs;     /* source: the guest runs; it may also have been paused by its user */
+	bool runs; /* source: the guest runs; it may also have been paused by its user */
 	uint32_t n_ram;
 	uint64_t ram_bytes;
 	struct ferry_qemu_ram ram[FERRY_MAX_REGIONS];
@@ -46,7 +47,8 @@ struct ferry_qemu {
 int ferry_qemu_inspect_source(struct ferry_qemu *q, struct ferry_qmp *qmp,
 			      const struct ferry_log *log, struct ferry_failure *f);
 
-/* The same for one that is to take a guest over: it waits with -incoming defer, its RAM is empty. */
+/* The same for one that is to take a guest over: it waits with -incoming defer, its RAM is empty.
+ */
 int ferry_qemu_inspect_target(struct ferry_qemu *q, struct ferry_qmp *qmp,
 			      const struct ferry_log *log, struct ferry_failure *f);
 
@@ -58,8 +60,7 @@ int ferry_qemu_inspect_orphan(struct ferry_qemu *q, struct ferry_qmp *qmp,
 void ferry_qemu_fini(struct ferry_qemu *q);
 
 /* "running", "paused", "inmigrate", ... into @out. Errors: as ferry_qmp_execute(). */
-int ferry_qemu_status(struct ferry_qmp *qmp, char out[FERRY_QMP_TEXT_MAX],
-		      struct ferry_failure *f);
+int ferry_qemu_status(struct ferry_qmp *qmp, char out[FERRY_QMP_TEXT_MAX], struct ferry_failure *f);
 
 void ferry_qemu_layout(const struct ferry_qemu *q, struct ferry_layout *out);
 

@@ -145,7 +145,8 @@ static const struct ferry_mapping *mapping_at(const struct ferry_mapping *maps, 
 	for (size_t i = 0; i < n; i++) {
 		const struct ferry_mapping *m = &maps[i];
 
-		if (start.v >= m->start.v && bytes <= m->len && start.v - m->start.v <= m->len - bytes)
+		if (start.v >= m->start.v && bytes <= m->len &&
+		    start.v - m->start.v <= m->len - bytes)
 			return m;
 	}
 	return NULL;
@@ -158,11 +159,12 @@ static int refuse_private(const char *id, uint64_t bytes, struct ferry_failure *
 	/* QEMU's own names, like "pc.ram", have a dot in them and are taken. */
 	const char *own = strchr(id, '.') ? "ram0" : id;
 
-	return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-			  "the guest's RAM '%s' is private to QEMU, nobody else can reach it; start "
-			  "QEMU, on both sides, with -object memory-backend-memfd,id=%s,size=%" PRIu64
-			  "M,share=on -machine memory-backend=%s",
-			  id, own, bytes / FERRY_MIB, own);
+	return ferry_fail(
+		f, FERRY_REFUSE, -EINVAL,
+		"the guest's RAM '%s' is private to QEMU, nobody else can reach it; start "
+		"QEMU, on both sides, with -object memory-backend-memfd,id=%s,size=%" PRIu64
+		"M,share=on -machine memory-backend=%s",
+		id, own, bytes / FERRY_MIB, own);
 }
 
 static int check_mapping(const char *id, const struct ferry_mapping *m, struct ferry_failure *f)
@@ -174,21 +176,23 @@ static int check_mapping(const char *id, const struct ferry_mapping *m, struct f
 				  "memory-backend-memfd",
 				  id, m->name);
 	if (!m->shared)
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "the guest's RAM '%s' is mapped privately; start QEMU with share=on "
-				  "on this memory backend",
-				  id);
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"the guest's RAM '%s' is mapped privately; start QEMU with share=on "
+			"on this memory backend",
+			id);
 	if (m->page_bytes > FERRY_MAX_PAGE_BYTES)
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "the guest's RAM '%s' has pages of %u MiB; use huge pages of 2 MiB "
-				  "(hugetlbsize=2M), or none",
-				  id, m->page_bytes / FERRY_MIB);
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"the guest's RAM '%s' has pages of %u MiB; use huge pages of 2 MiB "
+			"(hugetlbsize=2M), or none",
+			id, m->page_bytes / FERRY_MIB);
 	return 0;
 }
 
 struct finder {
 	struct ferry_qemu *q;
-	char *mtree; /* owned */
+	char *mtree;		    /* owned */
 	struct ferry_mapping *maps; /* owned */
 	size_t n_maps;
 };
@@ -205,10 +209,11 @@ static int find_hva(struct finder *t, const char *id, const struct ferry_mtree_e
 	if (rc < 0)
 		return rc;
 	if (ferry_hva_parse(text, id, out) < 0 || out->v < e->offset)
-		return ferry_fail(f, FERRY_REFUSE, -EPROTO,
-				  "QEMU does not say where its RAM '%s' is ('%.100s'); this version "
-				  "is not known to Pageferry",
-				  id, text);
+		return ferry_fail(
+			f, FERRY_REFUSE, -EPROTO,
+			"QEMU does not say where its RAM '%s' is ('%.100s'); this version "
+			"is not known to Pageferry",
+			id, text);
 	out->v -= e->offset;
 	return 0;
 }
@@ -223,32 +228,36 @@ static int add_block(struct finder *t, const char *id, uint64_t bytes,
 	int rc;
 
 	if (q->n_ram == FERRY_MAX_REGIONS)
-		return ferry_fail(f, FERRY_REFUSE, -E2BIG,
-				  "the guest has more than %d memory backends; use fewer, larger ones",
-				  FERRY_MAX_REGIONS);
+		return ferry_fail(
+			f, FERRY_REFUSE, -E2BIG,
+			"the guest has more than %d memory backends; use fewer, larger ones",
+			FERRY_MAX_REGIONS);
 	if (strlen(id) >= sizeof(r->desc.name))
-		return ferry_fail(f, FERRY_REFUSE, -ENAMETOOLONG,
-				  "the memory backend's id '%.80s' is too long; use at most %zu bytes",
-				  id, sizeof(r->desc.name) - 1);
+		return ferry_fail(
+			f, FERRY_REFUSE, -ENAMETOOLONG,
+			"the memory backend's id '%.80s' is too long; use at most %zu bytes", id,
+			sizeof(r->desc.name) - 1);
 	rc = find_hva(t, id, e, &start, f);
 	if (rc < 0)
 		return rc;
 	m = mapping_at(t->maps, t->n_maps, start, bytes);
 	if (!m)
-		return ferry_fail(f, FERRY_REFUSE, -ENOENT,
-				  "process %d does not have the guest's RAM '%s' where QEMU says it "
-				  "is; run pageferry in the PID namespace of QEMU, and with a QMP "
-				  "socket that QEMU itself has made",
-				  (int)q->pid, id);
+		return ferry_fail(
+			f, FERRY_REFUSE, -ENOENT,
+			"process %d does not have the guest's RAM '%s' where QEMU says it "
+			"is; run pageferry in the PID namespace of QEMU, and with a QMP "
+			"socket that QEMU itself has made",
+			(int)q->pid, id);
 	rc = check_mapping(id, m, f);
 	if (rc < 0)
 		return rc;
 	r->fd = open_file(q->pid, m);
 	if (r->fd < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, r->fd,
-					"the guest's RAM '%s' (%s) can't be opened through /proc/%d; "
-					"run pageferry as root or as QEMU's user",
-					id, m->name, (int)q->pid);
+		return ferry_fail_errno(
+			f, FERRY_REFUSE, r->fd,
+			"the guest's RAM '%s' (%s) can't be opened through /proc/%d; "
+			"run pageferry as root or as QEMU's user",
+			id, m->name, (int)q->pid);
 	snprintf(r->desc.name, sizeof(r->desc.name), "%s", id);
 	r->desc.id = q->n_ram;
 	r->desc.page_bytes = m->page_bytes;
@@ -351,11 +360,12 @@ int ferry_qemu_check_empty(const struct ferry_qemu *q, struct ferry_failure *f)
 {
 	for (uint32_t i = 0; i < q->n_ram; i++) {
 		if (has_pages(&q->ram[i]))
-			return ferry_fail(f, FERRY_REFUSE, -EEXIST,
-					  "the target's RAM '%s' has pages already, which would hide "
-					  "those of the source; start QEMU anew, without prealloc=on, "
-					  "without -overcommit mem-lock=on, and with a new RAM file",
-					  q->ram[i].desc.name);
+			return ferry_fail(
+				f, FERRY_REFUSE, -EEXIST,
+				"the target's RAM '%s' has pages already, which would hide "
+				"those of the source; start QEMU anew, without prealloc=on, "
+				"without -overcommit mem-lock=on, and with a new RAM file",
+				q->ram[i].desc.name);
 	}
 	return 0;
 }

@@ -34,7 +34,8 @@ bool ferry_mtree_find(const char *text, const char *name, struct ferry_mtree_ent
  */
 int ferry_hva_parse(const char *text, const char *name, struct ferry_hva *out);
 
-/* Fills q->ram, q->n_ram and q->ram_bytes; q->pid is known. Errors: as ferry_qemu_inspect_source(). */
+/* Fills q->ram, q->n_ram and q->ram_bytes; q->pid is known. Errors: as ferry_qemu_inspect_source().
+ */
 int ferry_qemu_find_ram(struct ferry_qemu *q, const struct ferry_log *log, struct ferry_failure *f);
 
 /**

@@ -100,10 +100,11 @@ static int check_known(const json_t *now, enum ferry_side side, struct ferry_fai
 			known = known || (name && !strcmp(name, wanted[i].name));
 		}
 		if (!known && wanted[i].needed && wanted[i].sides & 1u << side)
-			return ferry_fail(f, FERRY_REFUSE, -EOPNOTSUPP,
-					  "this QEMU has no migration capability '%s'; use version 4.0 "
-					  "or newer",
-					  wanted[i].name);
+			return ferry_fail(
+				f, FERRY_REFUSE, -EOPNOTSUPP,
+				"this QEMU has no migration capability '%s'; use version 4.0 "
+				"or newer",
+				wanted[i].name);
 	}
 	return 0;
 }
@@ -145,8 +146,8 @@ static int apply_parameters(struct ferry_qemu_setup *s, struct ferry_failure *f)
 	if (!rc) {
 		json_decref(now);
 		rc = ferry_qmp_execute(s->qmp, "migrate-set-parameters",
-				       json_pack("{s:I, s:s}", "max-bandwidth",
-						 (json_int_t)1 << 50, "tls-creds", ""),
+				       json_pack("{s:I, s:s}", "max-bandwidth", (json_int_t)1 << 50,
+						 "tls-creds", ""),
 				       NULL, f);
 	}
 	if (!rc)
@@ -179,8 +180,8 @@ void ferry_qemu_setup_restore(struct ferry_qemu_setup *s)
 	if (!s->qmp)
 		return;
 	if (s->parameters)
-		rc = ferry_qmp_execute(s->qmp, "migrate-set-parameters",
-				       json_incref(s->parameters), NULL, &f);
+		rc = ferry_qmp_execute(s->qmp, "migrate-set-parameters", json_incref(s->parameters),
+				       NULL, &f);
 	if (s->capabilities && json_array_size(s->capabilities) && rc != -ECONNRESET)
 		rc = set_capabilities(s->qmp, s->capabilities, &f) ?: rc;
 	if (rc < 0)

@@ -172,7 +172,8 @@ int ferry_qmp_event(struct ferry_qmp *q, struct ferry_qmp_message *out, struct f
 		if (m.kind == FERRY_QMP_EVENT)
 			keep_event(q, &m);
 		else
-			ferry_qmp_message_fini(&m); /* the late answer to a command that was given up */
+			ferry_qmp_message_fini(
+				&m); /* the late answer to a command that was given up */
 	}
 	return pop_event(q, out);
 }
@@ -282,8 +283,8 @@ int ferry_qmp_execute(struct ferry_qmp *q, const char *command, json_t *args, js
 
 int ferry_qmp_give_fd(struct ferry_qmp *q, const char *name, int fd, struct ferry_failure *f)
 {
-	return execute(q, FERRY_QMP_TIMEOUT_MS, -1, "getfd", json_pack("{s:s}", "fdname", name),
-		       fd, NULL, f);
+	return execute(q, FERRY_QMP_TIMEOUT_MS, -1, "getfd", json_pack("{s:s}", "fdname", name), fd,
+		       NULL, f);
 }
 
 int ferry_qmp_human(struct ferry_qmp *q, const char *line, char **text, struct ferry_failure *f)
@@ -298,7 +299,8 @@ int ferry_qmp_human(struct ferry_qmp *q, const char *line, char **text, struct f
 	copy = json_is_string(ret) ? strdup(json_string_value(ret)) : NULL;
 	json_decref(ret);
 	if (!copy)
-		return ferry_fail(f, FERRY_REFUSE, -EPROTO, "QEMU's answer to '%s' is no text", line);
+		return ferry_fail(f, FERRY_REFUSE, -EPROTO, "QEMU's answer to '%s' is no text",
+				  line);
 	*text = copy;
 	return 0;
 }
@@ -378,7 +380,8 @@ int ferry_qmp_connect(struct ferry_qmp **out, const char *path, int stop_fd,
 	}
 	rc = await_greeting(q, path, stop_fd, f);
 	if (!rc)
-		rc = execute(q, FERRY_QMP_TIMEOUT_MS, stop_fd, "qmp_capabilities", NULL, -1, NULL, f);
+		rc = execute(q, FERRY_QMP_TIMEOUT_MS, stop_fd, "qmp_capabilities", NULL, -1, NULL,
+			     f);
 	if (rc < 0)
 		goto fail;
 	*out = q;

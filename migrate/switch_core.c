@@ -11,19 +11,28 @@
 /* --- stages --------------------------------------------------------------------------------- */
 
 const struct ferry_stage_def ferry_stages[FERRY_N_STAGES] = {
-	[FERRY_STAGE_CHECK] = {"check", "look at the VMM, set it up, send Prepare",
+	[FERRY_STAGE_CHECK] = {"check",
+			       "look at the VMM, set it up, send Prepare",
 			       "look at the VMM, set it up, wait for Prepare",
-			       {DO(RESTORE_VMM)}, {DO(RESTORE_VMM)}},
-	[FERRY_STAGE_ATTACH] = {"attach", "open the page connections",
+			       {DO(RESTORE_VMM)},
+			       {DO(RESTORE_VMM)}},
+	[FERRY_STAGE_ATTACH] = {"attach",
+				"open the page connections",
 				"register the RAM with userfaultfd, send Prepared",
-				{DO(TELL_ABORT), DO(CLOSE_PAGES)}, {DO(TELL_ABORT), DO(ABANDON)}},
-	[FERRY_STAGE_STOP] = {"stop", "stop the guest, send Stopped, serve pages", "",
-			      {DO(CONT_GUEST)}, {0}},
-	[FERRY_STAGE_DEVICE_STATE] = {"device-state", "send what the VMM writes, wait for Loaded",
+				{DO(TELL_ABORT), DO(CLOSE_PAGES)},
+				{DO(TELL_ABORT), DO(ABANDON)}},
+	[FERRY_STAGE_STOP] =
+		{"stop", "stop the guest, send Stopped, serve pages", "", {DO(CONT_GUEST)}, {0}},
+	[FERRY_STAGE_DEVICE_STATE] = {"device-state",
+				      "send what the VMM writes, wait for Loaded",
 				      "let the VMM load it, send Loaded",
-				      {DO(CANCEL_STATE)}, {DO(DROP_LOAD)}},
-	[FERRY_STAGE_CONFIRM] = {"confirm", "send Commit: from here on never again run the guest",
-				 "wait for Commit, for as long as it takes", {0}, {0}},
+				      {DO(CANCEL_STATE)},
+				      {DO(DROP_LOAD)}},
+	[FERRY_STAGE_CONFIRM] = {"confirm",
+				 "send Commit: from here on never again run the guest",
+				 "wait for Commit, for as long as it takes",
+				 {0},
+				 {0}},
 	[FERRY_STAGE_RUN] = {"run", "", "run the guest, send Running", {0}, {0}},
 	[FERRY_STAGE_PUSH] = {"push", "serve pages", "fetch what is missing", {0}, {0}},
 	[FERRY_STAGE_RELEASE] = {"release", "leave", "leave", {0}, {0}},
@@ -90,7 +99,8 @@ static const struct ferry_state_def target_states[FERRY_TGT_N_STATES] = {
 			       TO(RUNNING) | TO(PUSHING) | TO(HELD) | TO(WAITS) | TO(LOST)},
 	[FERRY_TGT_PUSHING] = {"pushing", "the guest runs and gets its pages",
 			       TO(PUSHING) | TO(DONE) | TO(WAITS) | TO(LOST)},
-	[FERRY_TGT_HELD] = {"held", "the guest is ours and the VMM refuses to run it; it gets its pages",
+	[FERRY_TGT_HELD] = {"held",
+			    "the guest is ours and the VMM refuses to run it; it gets its pages",
 			    TO(HELD) | TO(WAITS) | TO(LOST)},
 	[FERRY_TGT_UNDOING] = {"undoing", "the VMM is given back as far as that is possible",
 			       TO(AT_SOURCE)},
@@ -113,7 +123,12 @@ struct rule {
 };
 
 #define RULE(state, event, next, ...)                                                              \
-	{FERRY_SRC_##state, FERRY_EV_##event, FERRY_SRC_##next, {__VA_ARGS__}}
+	{                                                                                          \
+		FERRY_SRC_##state, FERRY_EV_##event, FERRY_SRC_##next,                             \
+		{                                                                                  \
+			__VA_ARGS__                                                                \
+		}                                                                                  \
+	}
 
 static const struct rule source_rules[] = {
 	RULE(CHECKING, CHECKED, PREPARING, DO(SEND_PREPARE)),
@@ -151,7 +166,12 @@ static const struct rule source_rules[] = {
 
 #undef RULE
 #define RULE(state, event, next, ...)                                                              \
-	{FERRY_TGT_##state, FERRY_EV_##event, FERRY_TGT_##next, {__VA_ARGS__}}
+	{                                                                                          \
+		FERRY_TGT_##state, FERRY_EV_##event, FERRY_TGT_##next,                             \
+		{                                                                                  \
+			__VA_ARGS__                                                                \
+		}                                                                                  \
+	}
 
 static const struct rule target_rules[] = {
 	RULE(CHECKING, CHECKED, AWAITING, 0),
@@ -345,8 +365,8 @@ bool ferry_switch_is_over(const struct ferry_switch *s, enum ferry_outcome *outc
 {
 	static const enum ferry_outcome outcomes[] = {FERRY_OUTCOME_DONE, FERRY_OUTCOME_AT_SOURCE,
 						      FERRY_OUTCOME_WAITS, FERRY_OUTCOME_LOST};
-	unsigned int first = s->side == FERRY_SIDE_SOURCE ? (unsigned int)FERRY_SRC_DONE :
-							    FERRY_TGT_DONE;
+	unsigned int first =
+		s->side == FERRY_SIDE_SOURCE ? (unsigned int)FERRY_SRC_DONE : FERRY_TGT_DONE;
 
 	if (s->machine.state < first)
 		return false;
@@ -356,8 +376,8 @@ bool ferry_switch_is_over(const struct ferry_switch *s, enum ferry_outcome *outc
 
 enum ferry_stage ferry_switch_stage(const struct ferry_switch *s)
 {
-	return s->side == FERRY_SIDE_SOURCE ? source_stages[s->machine.state] :
-					      target_stages[s->machine.state];
+	return s->side == FERRY_SIDE_SOURCE ? source_stages[s->machine.state]
+					    : target_stages[s->machine.state];
 }
 
 const char *ferry_switch_event_name(enum ferry_switch_event event)

@@ -24,8 +24,8 @@
  *    DONE                                          DONE
  *
  * The source owns the guest until it enters COMMITTED, which it does before a byte of Commit is
- * sent; the target owns it once it enters RUNNING, which it does only on reading Commit. A source in
- * COMMITTED whose link breaks dials again and says Commit again; a target in LOADED waits for
+ * sent; the target owns it once it enters RUNNING, which it does only on reading Commit. A source
+ * in COMMITTED whose link breaks dials again and says Commit again; a target in LOADED waits for
  * that, and never gives up by itself: it can't know whether the source has committed.
  */
 #ifndef FERRY_MIGRATE_SWITCH_CORE_H
@@ -80,19 +80,19 @@ extern const struct ferry_machine_def ferry_switch_target_machine;
 enum ferry_switch_event {
 	FERRY_EV_NOTHING,
 	/* here */
-	FERRY_EV_CHECKED,	/* the VMM is fit and set up */
+	FERRY_EV_CHECKED, /* the VMM is fit and set up */
 	/* or it is in the middle of a switchover whose process was killed, and is taken over: */
 	FERRY_EV_ORPHAN_LOADED,	   /* target: the guest is loaded */
 	FERRY_EV_ORPHAN_COMMITTED, /* either: and Commit was said, or read */
 	FERRY_EV_ORPHAN_RUNS,	   /* target: and it was started */
-	FERRY_EV_ATTACHED,	/* target: the RAM is registered */
-	FERRY_EV_PAGES_OPEN,	/* source: the page connections are there */
+	FERRY_EV_ATTACHED,	   /* target: the RAM is registered */
+	FERRY_EV_PAGES_OPEN,	   /* source: the page connections are there */
 	FERRY_EV_GUEST_STOPPED,
-	FERRY_EV_STATE_SENT,	/* source: all of the device state, and the VMM says it is complete */
-	FERRY_EV_VMM_LOADED,	/* target: the VMM has read the device state */
+	FERRY_EV_STATE_SENT, /* source: all of the device state, and the VMM says it is complete */
+	FERRY_EV_VMM_LOADED, /* target: the VMM has read the device state */
 	FERRY_EV_GUEST_RUNS,
-	FERRY_EV_RUN_REFUSED,	/* target: the VMM would not run the guest */
-	FERRY_EV_COMPLETE,	/* every page is on the target */
+	FERRY_EV_RUN_REFUSED, /* target: the VMM would not run the guest */
+	FERRY_EV_COMPLETE,    /* every page is on the target */
 	FERRY_EV_UNDONE,
 	/* from the peer */
 	FERRY_EV_PREPARE,
@@ -103,13 +103,13 @@ enum ferry_switch_event {
 	FERRY_EV_COMMIT,
 	FERRY_EV_RUNNING,
 	FERRY_EV_ABORT,
-	FERRY_EV_PEER_LOST,	/* the peer said Error: it lost the guest */
+	FERRY_EV_PEER_LOST, /* the peer said Error: it lost the guest */
 	/* what may happen at any time */
-	FERRY_EV_LINK_LOST,	/* the switchover connection */
-	FERRY_EV_LINK_UP,	/* again, in the same session */
+	FERRY_EV_LINK_LOST, /* the switchover connection */
+	FERRY_EV_LINK_UP,   /* again, in the same session */
 	FERRY_EV_VMM_GONE,
 	FERRY_EV_USER_STOP,
-	FERRY_EV_FAILED,	/* anything else that can't go on */
+	FERRY_EV_FAILED, /* anything else that can't go on */
 	FERRY_N_EVENTS,
 };
 
@@ -119,7 +119,7 @@ enum ferry_switch_action {
 	FERRY_DO_SEND_PREPARE,
 	FERRY_DO_DIAL_PAGES,
 	FERRY_DO_STOP_GUEST,
-	FERRY_DO_START_STATE,	/* make the VMM write its device state */
+	FERRY_DO_START_STATE, /* make the VMM write its device state */
 	FERRY_DO_SEND_STOPPED,
 	FERRY_DO_SERVE_PAGES,
 	FERRY_DO_SEND_STATE_END,
@@ -129,9 +129,9 @@ enum ferry_switch_action {
 	FERRY_DO_CONT_GUEST,
 	FERRY_DO_CLOSE_PAGES,
 	/* target */
-	FERRY_DO_FREE_SEAT,	/* let another source try */
+	FERRY_DO_FREE_SEAT, /* let another source try */
 	FERRY_DO_ATTACH,
-	FERRY_DO_ADOPT,		/* the same, of RAM that is registered already and partly filled */
+	FERRY_DO_ADOPT, /* the same, of RAM that is registered already and partly filled */
 	FERRY_DO_SEND_PREPARED,
 	FERRY_DO_START_LOAD,
 	FERRY_DO_SEND_LOADED,
@@ -161,7 +161,8 @@ extern const struct ferry_stage_def ferry_stages[FERRY_N_STAGES];
 
 struct ferry_switch_actions {
 	unsigned int n;
-	uint8_t list[FERRY_SWITCH_MAX_ACTIONS]; /* enum ferry_switch_action, to be done in this order */
+	uint8_t list[FERRY_SWITCH_MAX_ACTIONS]; /* enum ferry_switch_action, to be done in this
+						   order */
 };
 
 struct ferry_switch {

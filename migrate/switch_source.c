@@ -115,17 +115,17 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 
 static enum ferry_switch_event relay(struct ferry_switch_source *s, const uint8_t *data, size_t len)
 {
-	struct ferry_message m = {.type = FERRY_FRAME_DEVICE_STATE,
-				  .payload = data,
-				  .payload_bytes = (uint32_t)len};
+	struct ferry_message m = {
+		.type = FERRY_FRAME_DEVICE_STATE, .payload = data, .payload_bytes = (uint32_t)len};
 	int rc;
 
 	s->result->device_state_bytes += len;
 	if (s->result->device_state_bytes > FERRY_MAX_DEVICE_STATE) {
-		ferry_fail(&s->why, FERRY_REFUSE, -EFBIG,
-			   "the device state is larger than %llu MiB; is there RAM that is not in a "
-			   "shared memory backend?",
-			   FERRY_MAX_DEVICE_STATE / FERRY_MIB);
+		ferry_fail(
+			&s->why, FERRY_REFUSE, -EFBIG,
+			"the device state is larger than %llu MiB; is there RAM that is not in a "
+			"shared memory backend?",
+			FERRY_MAX_DEVICE_STATE / FERRY_MIB);
 		return FERRY_EV_FAILED;
 	}
 	s->deadline_ns = ferry_now_ns() + FERRY_STEP_LIMIT_MS * (uint64_t)FERRY_NS_PER_MS;
@@ -166,17 +166,17 @@ static enum ferry_switch_event look_at_state(struct ferry_switch_source *s)
 /* Whichever of the two comes last, the end of the stream or QEMU's word. */
 static enum ferry_switch_event check_sent(const struct ferry_switch_source *s)
 {
-	return s->core.machine.state == FERRY_SRC_SENDING && s->state_complete && s->state_fd < 0 ?
-		       FERRY_EV_STATE_SENT :
-		       FERRY_EV_NOTHING;
+	return s->core.machine.state == FERRY_SRC_SENDING && s->state_complete && s->state_fd < 0
+		       ? FERRY_EV_STATE_SENT
+		       : FERRY_EV_NOTHING;
 }
 
 static enum ferry_switch_event on_server(struct ferry_switch_source *s, int event)
 {
 	switch (event) {
 	case FERRY_SERVER_CONNECTED:
-		return s->core.machine.state == FERRY_SRC_CONNECTING ? FERRY_EV_PAGES_OPEN :
-								       FERRY_EV_NOTHING;
+		return s->core.machine.state == FERRY_SRC_CONNECTING ? FERRY_EV_PAGES_OPEN
+								     : FERRY_EV_NOTHING;
 	case FERRY_SERVER_COMPLETED:
 		return FERRY_EV_COMPLETE;
 	case FERRY_SERVER_LINK_LOST:
@@ -193,8 +193,7 @@ static enum ferry_switch_event on_server(struct ferry_switch_source *s, int even
 
 static bool is_serving(const struct ferry_switch_source *s)
 {
-	return s->core.machine.state == FERRY_SRC_CONNECTING ||
-	       ferry_switch_is_committed(&s->core);
+	return s->core.machine.state == FERRY_SRC_CONNECTING || ferry_switch_is_committed(&s->core);
 }
 
 /* Wait for anything; the page server's news are an event of their own. */
@@ -308,13 +307,14 @@ static void note_running(struct ferry_switch_source *s)
 	}
 	s->result->confirm_ns = now - s->loaded_ns;
 	s->result->downtime_ns = now - s->stop_ns;
-	ferry_info(s->config->log,
-		   "the guest runs on the target; it stood still for %.1f ms (stop %.1f, device state "
-		   "%.1f, confirm %.1f)",
-		   (double)s->result->downtime_ns / FERRY_NS_PER_MS,
-		   (double)s->result->stop_ns / FERRY_NS_PER_MS,
-		   (double)s->result->device_state_ns / FERRY_NS_PER_MS,
-		   (double)s->result->confirm_ns / FERRY_NS_PER_MS);
+	ferry_info(
+		s->config->log,
+		"the guest runs on the target; it stood still for %.1f ms (stop %.1f, device state "
+		"%.1f, confirm %.1f)",
+		(double)s->result->downtime_ns / FERRY_NS_PER_MS,
+		(double)s->result->stop_ns / FERRY_NS_PER_MS,
+		(double)s->result->device_state_ns / FERRY_NS_PER_MS,
+		(double)s->result->confirm_ns / FERRY_NS_PER_MS);
 }
 
 /* What the outcome's text is made of; called when the state has just moved. */
@@ -344,19 +344,21 @@ static void tell(struct ferry_switch_source *s, enum ferry_switch_event event)
 					"same");
 		break;
 	case FERRY_SRC_WAITS:
-		ferry_fail(&s->story, FERRY_LINK, s->why.err ?: -ECANCELED,
-			   "%.250s; the guest is the target's now and waits there for pages: run the "
-			   "same command again, and never resume the guest here",
-			   s->why.text);
+		ferry_fail(
+			&s->story, FERRY_LINK, s->why.err ?: -ECANCELED,
+			"%.250s; the guest is the target's now and waits there for pages: run the "
+			"same command again, and never resume the guest here",
+			s->why.text);
 		break;
 	case FERRY_SRC_LOST:
 		s->story = s->why;
 		s->story.consequence = FERRY_LOST;
 		if (event == FERRY_EV_ABORT || event == FERRY_EV_PEER_LOST)
-			ferry_fail(&s->story, FERRY_LOST, s->why.err,
-				   "%.250s; the source's QEMU still holds the guest as it was when it "
-				   "stopped",
-				   s->why.text);
+			ferry_fail(
+				&s->story, FERRY_LOST, s->why.err,
+				"%.250s; the source's QEMU still holds the guest as it was when it "
+				"stopped",
+				s->why.text);
 		break;
 	default:
 		break;
@@ -369,8 +371,8 @@ static enum ferry_switch_event perform_all(struct ferry_switch_source *s,
 	bool undoing = s->core.machine.state == FERRY_SRC_UNDOING;
 
 	for (unsigned int i = 0; i < actions->n; i++) {
-		enum ferry_switch_event event = ferry_source_perform(
-			s, (enum ferry_switch_action)actions->list[i]);
+		enum ferry_switch_event event =
+			ferry_source_perform(s, (enum ferry_switch_action)actions->list[i]);
 
 		/* An undo list is gone through to its end. */
 		if (event && !undoing)
@@ -386,8 +388,8 @@ static void set_deadline(struct ferry_switch_source *s)
 	unsigned int state = s->core.machine.state;
 	bool limited = state >= FERRY_SRC_PREPARING && state <= FERRY_SRC_LOADING;
 
-	s->deadline_ns = limited ? ferry_now_ns() + FERRY_STEP_LIMIT_MS * (uint64_t)FERRY_NS_PER_MS :
-				   0;
+	s->deadline_ns =
+		limited ? ferry_now_ns() + FERRY_STEP_LIMIT_MS * (uint64_t)FERRY_NS_PER_MS : 0;
 }
 
 /* The peer said something that it may not say now. */
@@ -476,7 +478,8 @@ enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
 	if (s->server)
 		ferry_server_stats(s->server, &result->stats);
 	if (outcome == FERRY_OUTCOME_DONE)
-		ferry_info(config->log, "the target has everything; the source's QEMU can be ended");
+		ferry_info(config->log,
+			   "the target has everything; the source's QEMU can be ended");
 	else if (f)
 		*f = s->story;
 	ferry_journal_close(&s->journal, outcome != FERRY_OUTCOME_WAITS);

@@ -39,9 +39,9 @@ struct ferry_switch_source {
 
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	struct ferry_server *server;			 /* owned */
-	pthread_t serve_thread;	 /* finds the holes */
-	bool serving;		 /* it is to be joined */
-	int serve_failed_fd;	 /* owned: eventfd; readable when it failed */
+	pthread_t serve_thread;				 /* finds the holes */
+	bool serving;					 /* it is to be joined */
+	int serve_failed_fd; /* owned: eventfd; readable when it failed */
 	struct ferry_failure serve_why;
 
 	int state_fd;	     /* owned: the device state comes out here; -1 when closed */

@@ -98,7 +98,8 @@ static int open_link(struct ferry_switch_source *s, int timeout_ms, struct ferry
 	int rc = ferry_channel_dial(&s->link, &s->config->to, &s->hello, timeout_ms,
 				    s->config->stop_fd, f);
 
-	/* Also when it failed: the target may have seen this one, and takes none that is not newer. */
+	/* Also when it failed: the target may have seen this one, and takes none that is not newer.
+	 */
 	s->hello.epoch++;
 	if (rc < 0)
 		return rc;
@@ -134,7 +135,8 @@ static int take_over(struct ferry_switch_source *s)
 		return rc;
 	/* Where somebody has resumed it, it is the target's no more. */
 	if (strcmp(status, "running") && s->entry.phase >= FERRY_JOURNAL_COMMITTED) {
-		ferry_info(s->config->log, "going on with the switchover of a process that was killed");
+		ferry_info(s->config->log,
+			   "going on with the switchover of a process that was killed");
 		s->took_over = true;
 		return 0;
 	}
@@ -306,7 +308,8 @@ static enum ferry_switch_event start_state(struct ferry_switch_source *s)
 	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
 }
 
-static enum ferry_switch_event send_simple(struct ferry_switch_source *s, enum ferry_frame_type type)
+static enum ferry_switch_event send_simple(struct ferry_switch_source *s,
+					   enum ferry_frame_type type)
 {
 	struct ferry_message m = {.type = type};
 	int rc;
@@ -447,6 +450,19 @@ static void cancel_state(struct ferry_switch_source *s)
 		await_migration_left(s, deadline);
 }
 
+/*
+ * A target that has loaded its devices has told the network that the guest is there. Best effort: a
+ * guest without network devices has nobody to tell.
+ */
+static void announce_guest(struct ferry_switch_source *s)
+{
+	if (s->stopped_said)
+		(void)ferry_qmp_execute(s->qmp, "announce-self",
+					json_pack("{s:i, s:i, s:i, s:i}", "initial", 50, "max", 550,
+						  "rounds", 5, "step", 100),
+					NULL, NULL);
+}
+
 static void cont_guest(struct ferry_switch_source *s)
 {
 	struct ferry_failure why = {0};
@@ -456,18 +472,21 @@ static void cont_guest(struct ferry_switch_source *s)
 		return;
 	rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "cont", NULL, NULL, &why);
 	if (!rc) {
-		ferry_info(s->config->log, "the guest runs on at the source; it stood still for %.1f ms",
+		ferry_info(s->config->log,
+			   "the guest runs on at the source; it stood still for %.1f ms",
 			   (double)(ferry_now_ns() - s->stop_ns) / FERRY_NS_PER_MS);
+		announce_guest(s);
 		return;
 	}
 	if (rc == -ECONNRESET) {
 		ferry_source_vmm_gone(s);
 		return;
 	}
-	ferry_fail(&s->story, FERRY_REFUSE, s->story.err,
-		   "%.200s; AND THE GUEST STANDS STILL: %.150s; resume it by 'cont' in the monitor of "
-		   "the source's QEMU",
-		   s->why.text, why.text);
+	ferry_fail(
+		&s->story, FERRY_REFUSE, s->story.err,
+		"%.200s; AND THE GUEST STANDS STILL: %.150s; resume it by 'cont' in the monitor of "
+		"the source's QEMU",
+		s->why.text, why.text);
 }
 
 /* The target may hold a loaded guest and wait for our word; it would not give up by itself. */

@@ -2,9 +2,9 @@
 /*
  * The target's side of a switchover: asks the core what to do, does it, waits for what happens.
  *
- * Threads: this one; the acceptor's, which lets connections in; the engine's, which serve faults from
- * the moment the RAM is registered. So QEMU may touch any page while it loads the device state, and
- * this thread may wait for QEMU, without either waiting for the other.
+ * Threads: this one; the acceptor's, which lets connections in; the engine's, which serve faults
+ * from the moment the RAM is registered. So QEMU may touch any page while it loads the device
+ * state, and this thread may wait for QEMU, without either waiting for the other.
  */
 #include "migrate/switch_target.h"
 
@@ -109,8 +109,7 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_target *s)
 		if (rc < 0)
 			return ferry_target_side_vmm_gone(s);
 		status = json_string_value(json_object_get(m.body, "status"));
-		if (!strcmp(m.text, "MIGRATION") && status &&
-		    !ferry_switch_is_committed(&s->core))
+		if (!strcmp(m.text, "MIGRATION") && status && !ferry_switch_is_committed(&s->core))
 			event = on_migration(s, status);
 		ferry_qmp_message_fini(&m);
 	}
@@ -246,21 +245,24 @@ static void announce(struct ferry_switch_target *s, int *last)
 static void tell_waits(struct ferry_switch_target *s, unsigned int before)
 {
 	if (before == FERRY_TGT_LOADED)
-		ferry_fail(&s->story, FERRY_LINK, s->why.err,
-			   "%.200s; the guest is loaded here and the source has not given it up: if "
-			   "the source says that it runs there, end this QEMU; else run the same "
-			   "command again",
-			   s->why.text);
+		ferry_fail(
+			&s->story, FERRY_LINK, s->why.err,
+			"%.200s; the guest is loaded here and the source has not given it up: if "
+			"the source says that it runs there, end this QEMU; else run the same "
+			"command again",
+			s->why.text);
 	else if (s->refused.err)
-		ferry_fail(&s->story, FERRY_REFUSE, s->refused.err,
-			   "the guest is here and stands still: %.250s; put that right and resume it "
-			   "by 'cont' in the monitor",
-			   s->refused.text);
+		ferry_fail(
+			&s->story, FERRY_REFUSE, s->refused.err,
+			"the guest is here and stands still: %.250s; put that right and resume it "
+			"by 'cont' in the monitor",
+			s->refused.text);
 	else
-		ferry_fail(&s->story, FERRY_LINK, s->why.err,
-			   "%.250s; pages are missing, and the guest's threads that need them wait: "
-			   "run the same command again",
-			   s->why.text);
+		ferry_fail(
+			&s->story, FERRY_LINK, s->why.err,
+			"%.250s; pages are missing, and the guest's threads that need them wait: "
+			"run the same command again",
+			s->why.text);
 }
 
 /* What the log and the outcome's text say; called when the state has just moved. */
@@ -273,10 +275,11 @@ static void tell(struct ferry_switch_target *s, enum ferry_switch_event event, u
 		s->story = s->why;
 		s->story.consequence = FERRY_REFUSE;
 		if (s->load_started)
-			ferry_fail(&s->story, FERRY_REFUSE, s->why.err,
-				   "%.300s; the target's QEMU can't be used again: end it and start "
-				   "it anew with -incoming defer",
-				   s->why.text);
+			ferry_fail(
+				&s->story, FERRY_REFUSE, s->why.err,
+				"%.300s; the target's QEMU can't be used again: end it and start "
+				"it anew with -incoming defer",
+				s->why.text);
 	} else if (state == FERRY_TGT_WAITS) {
 		tell_waits(s, before);
 	} else if (state == FERRY_TGT_LOST) {
@@ -285,13 +288,15 @@ static void tell(struct ferry_switch_target *s, enum ferry_switch_event event, u
 	} else if (state == FERRY_TGT_AWAITING && event == FERRY_EV_LINK_LOST) {
 		ferry_warn(log, "a source came and left again: %s", s->why.text);
 	} else if (state == FERRY_TGT_LOADED && event == FERRY_EV_LINK_LOST) {
-		ferry_warn(log,
-			   "the link broke (%s) while the guest is loaded here; it stands still until "
-			   "the source says whether it was given up",
-			   s->why.text);
+		ferry_warn(
+			log,
+			"the link broke (%s) while the guest is loaded here; it stands still until "
+			"the source says whether it was given up",
+			s->why.text);
 	} else if (state == FERRY_TGT_HELD && before == FERRY_TGT_RUNNING) {
 		s->refused = s->why;
-		ferry_error(log, "QEMU would not run the guest (%s); it gets its pages all the same",
+		ferry_error(log,
+			    "QEMU would not run the guest (%s); it gets its pages all the same",
 			    s->why.text);
 	}
 }
@@ -302,8 +307,8 @@ static enum ferry_switch_event perform_all(struct ferry_switch_target *s,
 	bool undoing = s->core.machine.state == FERRY_TGT_UNDOING;
 
 	for (unsigned int i = 0; i < actions->n; i++) {
-		enum ferry_switch_event event = ferry_target_side_perform(
-			s, (enum ferry_switch_action)actions->list[i]);
+		enum ferry_switch_event event =
+			ferry_target_side_perform(s, (enum ferry_switch_action)actions->list[i]);
 
 		/* An undo list is gone through to its end. */
 		if (event && !undoing)
@@ -329,9 +334,9 @@ static enum ferry_switch_event out_of_place(struct ferry_switch_target *s,
 
 static void set_deadline(struct ferry_switch_target *s)
 {
-	s->deadline_ns = s->core.machine.state == FERRY_TGT_AWAITING && s->link.fd >= 0 ?
-				 ferry_now_ns() + PREPARE_TIMEOUT_MS * (uint64_t)FERRY_NS_PER_MS :
-				 0;
+	s->deadline_ns = s->core.machine.state == FERRY_TGT_AWAITING && s->link.fd >= 0
+				 ? ferry_now_ns() + PREPARE_TIMEOUT_MS * (uint64_t)FERRY_NS_PER_MS
+				 : 0;
 }
 
 static enum ferry_outcome drive(struct ferry_switch_target *s)

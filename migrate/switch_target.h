@@ -28,21 +28,21 @@ struct ferry_switch_target {
 	struct ferry_message m;	  /* scratch */
 	struct ferry_journal journal;
 	struct ferry_journal_entry entry; /* what the source announced, and how far it came */
-	struct ferry_uffd uffd; /* owned: left in QEMU by one before us; else none */
+	struct ferry_uffd uffd;		  /* owned: left in QEMU by one before us; else none */
 
 	struct ferry_target *target; /* owned */
 	bool link_lost_said;	     /* of the page connections, in the log */
 
-	int load_fd;	   /* owned: the device state goes in here; -1 when closed */
-	int load_peer_fd;  /* owned: QEMU's end, before QEMU has it */
+	int load_fd;	  /* owned: the device state goes in here; -1 when closed */
+	int load_peer_fd; /* owned: QEMU's end, before QEMU has it */
 	uint64_t load_bytes;
 	bool load_started; /* QEMU was told to read it: it can't be used for another guest now */
 	bool loaded;	   /* and says that it has */
 
 	uint64_t begin_ns, deadline_ns;
-	uint64_t rtt_ns;	  /* of the link, measured while the guest still ran */
-	uint64_t commit_ns;	  /* when Commit was read; 0 when one before us has read it */
-	uint64_t stopped_for_ns;  /* as it said */
+	uint64_t rtt_ns;	      /* of the link, measured while the guest still ran */
+	uint64_t commit_ns;	      /* when Commit was read; 0 when one before us has read it */
+	uint64_t stopped_for_ns;      /* as it said */
 	struct ferry_failure why;     /* of the latest event */
 	struct ferry_failure refused; /* why QEMU would not run the guest */
 	struct ferry_failure story;   /* of the outcome */

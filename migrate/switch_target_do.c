@@ -19,7 +19,7 @@
 /* QEMU reads the device state as fast as it loads it, which may need pages from the source. */
 #define LOAD_TIMEOUT_MS 30000
 #define CONT_TIMEOUT_MS 60000
-#define VMM_ATTEMPTS	30 /* of two seconds each */
+#define VMM_ATTEMPTS	30		  /* of two seconds each */
 #define STATE_NAME	"pageferry-state" /* of the pipe, at QEMU */
 
 /* --- the link and the monitor ---------------------------------------------------------------- */
@@ -35,9 +35,9 @@ enum ferry_switch_event ferry_target_side_vmm_gone(struct ferry_switch_target *s
 	ferry_fail(&s->why, FERRY_LOST, -ECONNRESET,
 		   "the target's QEMU has ended%s, or closed its monitor; its own log says why",
 		   s->core.machine.state == FERRY_TGT_LOADING ||
-				   s->core.machine.state == FERRY_TGT_FINISHING ?
-			   " while it loaded the device state" :
-			   "");
+				   s->core.machine.state == FERRY_TGT_FINISHING
+			   ? " while it loaded the device state"
+			   : "");
 	if (s->qmp) {
 		ferry_watch_remove(&s->watch, ferry_qmp_fd(s->qmp));
 		ferry_qemu_setup_fini(&s->setup);
@@ -326,8 +326,8 @@ static enum ferry_switch_event start_load(struct ferry_switch_target *s)
 
 	s->load_started = true;
 	note_phase(s, FERRY_JOURNAL_LOADING);
-	rc = ferry_qmp_execute(s->qmp, "migrate-incoming", json_pack("{s:s}", "uri", "fd:" STATE_NAME),
-			       NULL, &s->why);
+	rc = ferry_qmp_execute(s->qmp, "migrate-incoming",
+			       json_pack("{s:s}", "uri", "fd:" STATE_NAME), NULL, &s->why);
 	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
 }
 
@@ -477,8 +477,8 @@ enum ferry_switch_event ferry_target_side_perform(struct ferry_switch_target *s,
 		return start_load(s);
 	case FERRY_DO_SEND_LOADED:
 		note_phase(s, FERRY_JOURNAL_LOADED);
-		return send_simple(s, FERRY_FRAME_LOADED) < 0 ? FERRY_EV_LINK_LOST :
-								FERRY_EV_NOTHING;
+		return send_simple(s, FERRY_FRAME_LOADED) < 0 ? FERRY_EV_LINK_LOST
+							      : FERRY_EV_NOTHING;
 	case FERRY_DO_RUN_GUEST:
 		return run_guest(s);
 	case FERRY_DO_SEND_RUNNING:

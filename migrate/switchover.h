@@ -43,9 +43,10 @@ const char *ferry_stage_name(enum ferry_stage stage); /* as in the table above *
 
 /* Where the guest is when a command ends; the value is the exit status. */
 enum ferry_outcome {
-	FERRY_OUTCOME_DONE = 0,	     /* the guest runs on the target, everything is resident */
-	FERRY_OUTCOME_AT_SOURCE = 1, /* failed; the guest runs on the source, or nothing was changed */
-	FERRY_OUTCOME_WAITS = 3,     /* the guest is on the target and waits for recovery */
+	FERRY_OUTCOME_DONE = 0, /* the guest runs on the target, everything is resident */
+	FERRY_OUTCOME_AT_SOURCE =
+		1,		 /* failed; the guest runs on the source, or nothing was changed */
+	FERRY_OUTCOME_WAITS = 3, /* the guest is on the target and waits for recovery */
 	FERRY_OUTCOME_LOST = 4,
 };
 
@@ -56,8 +57,8 @@ struct ferry_switch_observer {
 	void (*progress)(void *ctx, const struct ferry_target_stats *target,
 			 const struct ferry_server_stats *server);
 	/*
-	 * A target is there: its records of faults, NULL when it keeps none. Again, with NULL, before
-	 * they go. May be NULL.
+	 * A target is there: its records of faults, NULL when it keeps none. Again, with NULL,
+	 * before they go. May be NULL.
 	 */
 	void (*trace)(void *ctx, struct ferry_trace *trace);
 	void *ctx;
@@ -66,9 +67,9 @@ struct ferry_switch_observer {
 struct ferry_receive_config {
 	const char *qmp_path;
 	int listen_fd; /* borrowed */
-	int stop_fd;   /* readable: give up (before the guest runs), or leave (after); -1 for none */
+	int stop_fd; /* readable: give up (before the guest runs), or leave (after); -1 for none */
 	uint64_t max_bytes_per_second; /* of the push; 0: no limit */
-	bool no_trace; /* keep no records of faults */
+	bool no_trace;		       /* keep no records of faults */
 	const char *state_dir; /* for what must outlive us, see journal.h; NULL: a default */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;
@@ -78,7 +79,7 @@ struct ferry_receive_result {
 	uint64_t ram_bytes;
 	uint64_t downtime_ns; /* estimate, see Running in the protocol */
 	uint64_t total_ns;    /* from Prepare to the end */
-	uint64_t attach_ns;   /* the VMM was stopped for this long to get a userfaultfd, all in all */
+	uint64_t attach_ns; /* the VMM was stopped for this long to get a userfaultfd, all in all */
 	struct ferry_target_stats stats;
 };
 
@@ -92,8 +93,8 @@ enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
 struct ferry_migrate_config {
 	const char *qmp_path;
 	struct ferry_addr to;
-	int stop_fd;	 /* readable: cancel (before Commit), or leave (after); -1 for none */
-	uint32_t n_bulk; /* bulk connections; 0: a default of 1 */
+	int stop_fd;	       /* readable: cancel (before Commit), or leave (after); -1 for none */
+	uint32_t n_bulk;       /* bulk connections; 0: a default of 1 */
 	const char *state_dir; /* as above */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;

@@ -35,7 +35,7 @@ struct fake_qemu {
 };
 
 #define FAKE_GREETING                                                                              \
-	"{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}, "           \
+	"{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}, "         \
 	"\"package\": \"\"}, \"capabilities\": []}}\r\n"
 
 static void fake_say(int fd, const char *text)
@@ -80,14 +80,16 @@ static void fake_answer(int fd, const struct fake_answer *script, const char *li
 	}
 	if (a && a->error) {
 		snprintf(out, sizeof(out),
-			 "{\"id\": %lld, \"error\": {\"class\": \"GenericError\", \"desc\": \"%s\"}}\r\n",
+			 "{\"id\": %lld, \"error\": {\"class\": \"GenericError\", \"desc\": "
+			 "\"%s\"}}\r\n",
 			 (long long)id, a->error);
 	} else {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
 		snprintf(body, sizeof(body), a && a->json ? a->json : "{}", (int)getpid());
 #pragma GCC diagnostic pop
-		snprintf(out, sizeof(out), "{\"return\": %s, \"id\": %lld}\r\n", body, (long long)id);
+		snprintf(out, sizeof(out), "{\"return\": %s, \"id\": %lld}\r\n", body,
+			 (long long)id);
 	}
 	fake_say(fd, out);
 }

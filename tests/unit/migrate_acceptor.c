@@ -213,9 +213,11 @@ Test(acceptor, pages_before_a_switchover_are_refused)
 
 Test(acceptor, garbage_is_told_so_and_harms_nobody)
 {
-	static const char *const garbage[] = {"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-					      "PFRY\xff\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-					      "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" "ABCDEF"};
+	static const char *const garbage[] = {
+		"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+		"PFRY\xff\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+		"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+		"ABCDEF"};
 	struct ferry_hello h = hello(FERRY_ROLE_SWITCHOVER, 1, 0), got;
 	struct door d;
 	int fd;

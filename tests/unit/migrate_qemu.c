@@ -46,8 +46,8 @@ Test(mtree, what_the_guest_does_not_see_is_not_found)
 	cr_assert_not(ferry_mtree_find(mtree, "ram", &e));
 	cr_assert_not(ferry_mtree_find(mtree, "", &e));
 	cr_assert_not(ferry_mtree_find("", "ram0", &e));
-	cr_assert_not(ferry_mtree_find("FlatView\n AS \"memory\"\n (prio\n0-1 (prio 0, ram): \n", "x",
-				       &e));
+	cr_assert_not(ferry_mtree_find("FlatView\n AS \"memory\"\n (prio\n0-1 (prio 0, ram): \n",
+				       "x", &e));
 }
 
 Test(mtree, an_address_is_taken_for_its_own_block_only)
@@ -58,8 +58,8 @@ Test(mtree, an_address_is_taken_for_its_own_block_only)
 				     "ram0", &hva),
 		     0);
 	cr_assert_eq(hva.v, 0x7f2f2bfff000);
-	cr_assert_eq(ferry_hva_parse("Host virtual address for 0x0 (ram1) is 0x7f2f2bfff000", "ram0",
-				     &hva),
+	cr_assert_eq(ferry_hva_parse("Host virtual address for 0x0 (ram1) is 0x7f2f2bfff000",
+				     "ram0", &hva),
 		     -EPROTO);
 	cr_assert_eq(ferry_hva_parse("No memory is mapped at address 0x0", "ram0", &hva), -EPROTO);
 	cr_assert_eq(ferry_hva_parse("Host virtual address for 0x0 (ram0) is 0x", "ram0", &hva),
@@ -83,8 +83,8 @@ struct guest {
 };
 
 #define MTREE_JSON                                                                                 \
-	"\"FlatView #1\\r\\n AS \\\"memory\\\", root: system\\r\\n"                                  \
-	"  0000000000000000-00000000001fffff (prio 0, ram): ram0\\r\\n"                              \
+	"\"FlatView #1\\r\\n AS \\\"memory\\\", root: system\\r\\n"                                \
+	"  0000000000000000-00000000001fffff (prio 0, ram): ram0\\r\\n"                            \
 	"  0000000100000000-00000001001fffff (prio 0, ram): ram1\\r\\n\""
 
 static void answer(struct guest *g, struct fake_answer a)
@@ -104,14 +104,17 @@ static void usual_answers(struct guest *g, const char *status)
 	answer(g, (struct fake_answer){"qom-get", "confidential", .error = "no such property"});
 	answer(g, (struct fake_answer){"qom-get", "\"type\"", .json = "\"pc-i440fx-7.2-machine\""});
 	answer(g, (struct fake_answer){"qom-list", .json = "[]"});
-	answer(g, (struct fake_answer){"query-memdev",
-				       .json = "[{\"id\": \"ram1\", \"size\": 2097152, \"share\": true},"
-					       "{\"id\": \"unused\", \"size\": 4096, \"share\": false},"
-					       "{\"id\": \"ram0\", \"size\": 2097152, \"share\": true}]"});
-	answer(g, (struct fake_answer){"query-memory-size-summary",
-				       .json = "{\"base-memory\": 2097152, \"plugged-memory\": 2097152}"});
+	answer(g, (struct fake_answer){
+			  "query-memdev",
+			  .json = "[{\"id\": \"ram1\", \"size\": 2097152, \"share\": true},"
+				  "{\"id\": \"unused\", \"size\": 4096, \"share\": false},"
+				  "{\"id\": \"ram0\", \"size\": 2097152, \"share\": true}]"});
+	answer(g, (struct fake_answer){
+			  "query-memory-size-summary",
+			  .json = "{\"base-memory\": 2097152, \"plugged-memory\": 2097152}"});
 	answer(g, (struct fake_answer){"human-monitor-command", "info mtree", .json = MTREE_JSON});
-	answer(g, (struct fake_answer){"human-monitor-command", "gpa2hva 0x0\"", .json = g->hva[0]});
+	answer(g,
+	       (struct fake_answer){"human-monitor-command", "gpa2hva 0x0\"", .json = g->hva[0]});
 	answer(g, (struct fake_answer){"human-monitor-command", "gpa2hva 0x100000000\"",
 				       .json = g->hva[1]});
 	answer(g, (struct fake_answer){"human-monitor-command", "info network", .json = "\"\""});
@@ -136,9 +139,8 @@ static int inspect(struct guest *g, enum ferry_side side)
 
 	fake_start(&g->fake, NULL, g->script);
 	cr_assert_eq(ferry_qmp_connect(&g->qmp, g->fake.path, -1, &g->f), 0, "%s", g->f.text);
-	rc = side == FERRY_SIDE_SOURCE ?
-		     ferry_qemu_inspect_source(&g->qemu, g->qmp, NULL, &g->f) :
-		     ferry_qemu_inspect_target(&g->qemu, g->qmp, NULL, &g->f);
+	rc = side == FERRY_SIDE_SOURCE ? ferry_qemu_inspect_source(&g->qemu, g->qmp, NULL, &g->f)
+				       : ferry_qemu_inspect_target(&g->qemu, g->qmp, NULL, &g->f);
 	return rc;
 }
 
@@ -240,10 +242,14 @@ Test(qemu, states_that_do_not_fit_are_refused)
 		struct refusal r;
 	} cases[] = {
 		{"inmigrate", FERRY_SIDE_SOURCE, {.says = {"'pageferry receive'"}}},
-		{"postmigrate", FERRY_SIDE_SOURCE, {.says = {"only if it runs nowhere else", "'cont'"}}},
+		{"postmigrate",
+		 FERRY_SIDE_SOURCE,
+		 {.says = {"only if it runs nowhere else", "'cont'"}}},
 		{"suspended", FERRY_SIDE_SOURCE, {.says = {"system_wakeup"}}},
 		{"shutdown", FERRY_SIDE_SOURCE, {.says = {"in state 'shutdown'"}}},
-		{"running", FERRY_SIDE_TARGET, {.says = {"in state 'running'", "start it with -incoming defer"}}},
+		{"running",
+		 FERRY_SIDE_TARGET,
+		 {.says = {"in state 'running'", "start it with -incoming defer"}}},
 		{"paused", FERRY_SIDE_TARGET, {.says = {"-incoming defer"}}},
 	};
 
@@ -254,21 +260,25 @@ Test(qemu, states_that_do_not_fit_are_refused)
 Test(qemu, layouts_that_can_not_be_served_are_refused_with_what_to_change)
 {
 	static const struct refusal cases[] = {
-		{{"query-memdev", .json = "[{\"id\": \"ram0\", \"size\": 2097152, \"share\": false}]"},
-		 {"private to QEMU",
-		  "-object memory-backend-memfd,id=ram0,size=2M,share=on -machine memory-backend=ram0"}},
+		{{"query-memdev",
+		  .json = "[{\"id\": \"ram0\", \"size\": 2097152, \"share\": false}]"},
+		 {"private to QEMU", "-object memory-backend-memfd,id=ram0,size=2M,share=on "
+				     "-machine memory-backend=ram0"}},
 		{{"query-memdev", .json = "[]"},
 		 {"private to QEMU", "id=ram0,size=2M,share=on -machine memory-backend=ram0"}},
-		{{"query-memdev", .json = "[{\"id\": \"ram0\", \"size\": 2097152, \"share\": true}]"},
+		{{"query-memdev",
+		  .json = "[{\"id\": \"ram0\", \"size\": 2097152, \"share\": true}]"},
 		 {"private to QEMU"}},
-		{{"query-memdev", .json = "[{\"id\": \"ram0\", \"size\": 1099511627776, \"share\": true}]"},
+		{{"query-memdev",
+		  .json = "[{\"id\": \"ram0\", \"size\": 1099511627776, \"share\": true}]"},
 		 {"does not have the guest's RAM 'ram0' where QEMU says it is", "PID namespace"}},
 		{{"human-monitor-command", "gpa2hva", .json = "\"No memory is mapped\""},
 		 {"does not say where its RAM"}},
 		{{"human-monitor-command", "gpa2hva", .json = "17"}, {"is no text"}},
 		{{"qom-list", "peripheral\"",
 		  .json = "[{\"name\": \"gpu0\", \"type\": \"child<vfio-pci>\"}]"},
-		 {"the device 'gpu0' (vfio-pci) can't be moved: it is passed through", "device_del gpu0"}},
+		 {"the device 'gpu0' (vfio-pci) can't be moved: it is passed through",
+		  "device_del gpu0"}},
 		{{"qom-list", "peripheral-anon",
 		  .json = "[{\"name\": \"type\", \"type\": \"string\"}, "
 			  "{\"name\": \"device[0]\", \"type\": \"child<vhost-user-fs-pci>\"}]"},
@@ -303,12 +313,20 @@ Test(qemu, a_target_that_waits_otherwise_is_refused)
 /* Odd types in answers are no reason to crash. */
 Test(qemu, answers_of_the_wrong_shape_are_survived)
 {
-	static const char *const commands[] = {"query-status",	  "query-migrate", "query-cpus-fast",
-					       "query-name",	  "qom-get",	   "qom-list",
-					       "query-memdev",	  "human-monitor-command",
+	static const char *const commands[] = {"query-status",
+					       "query-migrate",
+					       "query-cpus-fast",
+					       "query-name",
+					       "qom-get",
+					       "qom-list",
+					       "query-memdev",
+					       "human-monitor-command",
 					       "query-memory-size-summary"};
-	static const char *const odd[] = {"null", "[]", "{}", "3", "\"x\"", "[null]", "[[1]]",
-					  "[{\"id\": 3, \"size\": \"x\", \"name\": [], \"type\": {}}]"};
+	static const char *const odd[] = {
+		"null",	 "[]",
+		"{}",	 "3",
+		"\"x\"", "[null]",
+		"[[1]]", "[{\"id\": 3, \"size\": \"x\", \"name\": [], \"type\": {}}]"};
 
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
 		for (size_t k = 0; k < sizeof(odd) / sizeof(odd[0]); k++) {
@@ -377,7 +395,8 @@ Test(qemu, differences_are_named)
 Test(qemu_setup, a_qemu_that_is_too_old_is_refused)
 {
 	static const struct fake_answer script[] = {
-		{"query-migrate-capabilities", .json = "[{\"capability\": \"events\", \"state\": false}]"},
+		{"query-migrate-capabilities",
+		 .json = "[{\"capability\": \"events\", \"state\": false}]"},
 		{0}};
 	struct ferry_qemu_setup s;
 	struct ferry_failure f = {0};
@@ -387,7 +406,8 @@ Test(qemu_setup, a_qemu_that_is_too_old_is_refused)
 	fake_start(&fake, NULL, script);
 	cr_assert_eq(ferry_qmp_connect(&q, fake.path, -1, &f), 0);
 	cr_assert_eq(ferry_qemu_setup_apply(&s, q, FERRY_SIDE_SOURCE, NULL, &f), -EOPNOTSUPP);
-	cr_assert(strstr(f.text, "x-ignore-shared") && strstr(f.text, "4.0 or newer"), "%s", f.text);
+	cr_assert(strstr(f.text, "x-ignore-shared") && strstr(f.text, "4.0 or newer"), "%s",
+		  f.text);
 	ferry_qmp_free(q);
 	fake_stop(&fake);
 }
@@ -397,7 +417,8 @@ static void count_lines(void *ctx, enum ferry_log_level level, const char *line)
 {
 	int *n = ctx;
 
-	if (level <= FERRY_LOG_INFO && (strstr(line, "postcopy-ram") || strstr(line, "not put back")))
+	if (level <= FERRY_LOG_INFO &&
+	    (strstr(line, "postcopy-ram") || strstr(line, "not put back")))
 		(*n)++;
 }
 
@@ -409,7 +430,8 @@ Test(qemu_setup, what_was_set_otherwise_is_said_and_put_back)
 			 "{\"capability\": \"x-ignore-shared\", \"state\": false},"
 			 "{\"capability\": \"postcopy-ram\", \"state\": true},"
 			 "{\"capability\": \"auto-converge\", \"state\": true}]"},
-		{"query-migrate-parameters", .json = "{\"max-bandwidth\": 1000, \"tls-creds\": \"\"}"},
+		{"query-migrate-parameters",
+		 .json = "{\"max-bandwidth\": 1000, \"tls-creds\": \"\"}"},
 		/* The change, and then the way back; nothing else. */
 		{"migrate-set-capabilities",
 		 "[{\"capability\":\"events\",\"state\":true},"

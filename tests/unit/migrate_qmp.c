@@ -49,7 +49,9 @@ Test(qmp_parse, the_four_kinds_are_told_apart)
 	cr_assert_eq(m.id, 7);
 	cr_assert_eq(json_integer_value(json_object_get(m.body, "a")), 1);
 	ferry_qmp_message_fini(&m);
-	cr_assert_eq(parse("{\"id\": 8, \"error\": {\"class\": \"X\", \"desc\": \"no\\nway\"}}\n", &m), 1);
+	cr_assert_eq(
+		parse("{\"id\": 8, \"error\": {\"class\": \"X\", \"desc\": \"no\\nway\"}}\n", &m),
+		1);
 	cr_assert_eq(m.kind, FERRY_QMP_ERROR);
 	cr_assert_eq(m.id, 8);
 	cr_assert_str_eq(m.text, "no way");
@@ -62,15 +64,16 @@ Test(qmp_parse, the_four_kinds_are_told_apart)
 
 Test(qmp_parse, garbage_is_refused)
 {
-	static const char *const bad[] = {"hello\n",
-					  "{\n",
-					  "{}\n",
-					  "[]\n",
-					  "42\n",
-					  "{\"event\": 7}\n",
-					  "{\"return\": 1} {\n",
-					  "QEMU 7.2.22 monitor - type 'help' for more information\r\n",
-					  "{\"a\": \"\xff\xfe\"}\n"};
+	static const char *const bad[] = {
+		"hello\n",
+		"{\n",
+		"{}\n",
+		"[]\n",
+		"42\n",
+		"{\"event\": 7}\n",
+		"{\"return\": 1} {\n",
+		"QEMU 7.2.22 monitor - type 'help' for more information\r\n",
+		"{\"a\": \"\xff\xfe\"}\n"};
 	struct ferry_qmp_message m;
 
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
@@ -88,7 +91,8 @@ Test(qmp_parse, an_error_without_a_description_is_an_error)
 
 Test(qmp_parse, lines_come_in_any_pieces)
 {
-	static const char text[] = "\r\n{\"return\": 1, \"id\": 1}\r\n\n{\"return\": 2, \"id\": 2}\n{";
+	static const char text[] =
+		"\r\n{\"return\": 1, \"id\": 1}\r\n\n{\"return\": 2, \"id\": 2}\n{";
 
 	for (size_t piece = 1; piece < sizeof(text); piece++) {
 		struct ferry_qmp_parser p;
@@ -110,7 +114,8 @@ Test(qmp_parse, lines_come_in_any_pieces)
 	}
 }
 
-/* A line of the greatest length is taken, one byte more is not; no more memory is held than that. */
+/* A line of the greatest length is taken, one byte more is not; no more memory is held than that.
+ */
 Test(qmp_parse, the_longest_line)
 {
 	for (int more = -1; more <= 1; more++) {
@@ -172,7 +177,8 @@ Test(qmp, no_socket_is_explained)
 	struct ferry_qmp *q;
 
 	cr_assert_eq(ferry_qmp_connect(&q, "/tmp/ferry-nothing-here", -1, &f), -ENOENT);
-	cr_assert(strstr(f.text, "start QEMU with -qmp unix:/tmp/ferry-nothing-here"), "%s", f.text);
+	cr_assert(strstr(f.text, "start QEMU with -qmp unix:/tmp/ferry-nothing-here"), "%s",
+		  f.text);
 }
 
 Test(qmp, too_long_a_path_is_refused)
@@ -196,8 +202,9 @@ Test(qmp, a_monitor_that_another_holds_is_told_from_one_that_hangs)
 	fake_start(&fake, NULL, NULL);
 	connect_to(&fake, &first);
 	cr_assert_eq(ferry_qmp_connect(&second, fake.path, -1, &f), -EBUSY);
-	cr_assert(strstr(f.text, "another program holds this monitor; give pageferry a QMP socket of "
-				 "its own"),
+	cr_assert(strstr(f.text,
+			 "another program holds this monitor; give pageferry a QMP socket of "
+			 "its own"),
 		  "%s", f.text);
 	cr_assert_eq(f.consequence, FERRY_REFUSE);
 	ferry_qmp_free(first);
@@ -210,7 +217,8 @@ Test(qmp, a_human_monitor_is_refused)
 	struct fake_qemu fake;
 	struct ferry_qmp *q;
 
-	fake_start(&fake, "QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) ", NULL);
+	fake_start(&fake, "QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) ",
+		   NULL);
 	cr_assert_eq(ferry_qmp_connect(&q, fake.path, -1, &f), -EPROTO);
 	cr_assert(strstr(f.text, "mode=control"), "%s", f.text);
 	fake_stop(&fake);

@@ -20,12 +20,13 @@ static bool has(const struct ferry_switch_actions *a, enum ferry_switch_action a
 }
 
 static const enum ferry_switch_event source_path[] = {
-	FERRY_EV_CHECKED, FERRY_EV_PREPARED, FERRY_EV_PAGES_OPEN, FERRY_EV_GUEST_STOPPED,
-	FERRY_EV_STATE_SENT, FERRY_EV_LOADED, FERRY_EV_RUNNING, FERRY_EV_COMPLETE};
+	FERRY_EV_CHECKED,    FERRY_EV_PREPARED, FERRY_EV_PAGES_OPEN, FERRY_EV_GUEST_STOPPED,
+	FERRY_EV_STATE_SENT, FERRY_EV_LOADED,	FERRY_EV_RUNNING,    FERRY_EV_COMPLETE};
 
 static const enum ferry_switch_event target_path[] = {
-	FERRY_EV_CHECKED, FERRY_EV_PREPARE, FERRY_EV_ATTACHED, FERRY_EV_STOPPED, FERRY_EV_STATE_END,
-	FERRY_EV_VMM_LOADED, FERRY_EV_COMMIT, FERRY_EV_GUEST_RUNS, FERRY_EV_COMPLETE};
+	FERRY_EV_CHECKED, FERRY_EV_PREPARE,    FERRY_EV_ATTACHED,
+	FERRY_EV_STOPPED, FERRY_EV_STATE_END,  FERRY_EV_VMM_LOADED,
+	FERRY_EV_COMMIT,  FERRY_EV_GUEST_RUNS, FERRY_EV_COMPLETE};
 
 #define SOURCE_COMMIT 6 /* steps until it is the target's */
 #define TARGET_COMMIT 7
@@ -64,7 +65,7 @@ Test(switch_core, ownership_passes_with_commit)
 	}
 }
 
-static const enum ferry_switch_event failures[] = {FERRY_EV_ABORT,     FERRY_EV_PEER_LOST,
+static const enum ferry_switch_event failures[] = {FERRY_EV_ABORT, FERRY_EV_PEER_LOST,
 						   FERRY_EV_LINK_LOST, FERRY_EV_USER_STOP,
 						   FERRY_EV_FAILED};
 
@@ -92,7 +93,8 @@ Test(switch_core, before_commit_every_failure_gives_the_guest_back)
 	}
 }
 
-/* A stream that still runs could stop the guest again; QEMU refuses to resume in the middle of it. */
+/* A stream that still runs could stop the guest again; QEMU refuses to resume in the middle of it.
+ */
 Test(switch_core, the_stream_is_cancelled_before_the_guest_is_resumed)
 {
 	struct ferry_switch_actions a;
