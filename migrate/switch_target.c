@@ -35,7 +35,7 @@ static enum ferry_switch_event on_state_end(struct ferry_switch_target *s)
 	return FERRY_EV_FAILED;
 }
 
-static enum ferry_switch_event on_message(struct ferry_switch_target *s)
+enum ferry_switch_event ferry_target_side_message(struct ferry_switch_target *s)
 {
 	switch (s->m.type) {
 	case FERRY_FRAME_PREPARE:
@@ -75,7 +75,7 @@ static enum ferry_switch_event look_at_link(struct ferry_switch_target *s)
 		rc = ferry_channel_receive(&s->link, &s->m, 0, -1, &s->why);
 		if (rc == -ETIMEDOUT)
 			return FERRY_EV_NOTHING;
-		event = rc < 0 ? FERRY_EV_LINK_LOST : on_message(s);
+		event = rc < 0 ? FERRY_EV_LINK_LOST : ferry_target_side_message(s);
 	} while (event == FERRY_EV_NOTHING);
 	if (rc < 0)
 		ferry_target_side_close_link(s);

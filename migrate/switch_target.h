@@ -58,6 +58,9 @@ enum ferry_switch_event ferry_target_side_perform(struct ferry_switch_target *s,
 /* A switchover connection waits in the acceptor: make it the link. */
 enum ferry_switch_event ferry_target_side_take_link(struct ferry_switch_target *s);
 
+/* What the message at hand amounts to, NOTHING when it is dealt with. */
+enum ferry_switch_event ferry_target_side_message(struct ferry_switch_target *s);
+
 /* A piece of device state came. */
 enum ferry_switch_event ferry_target_side_load(struct ferry_switch_target *s, const void *data,
 					       size_t len);

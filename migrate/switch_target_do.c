@@ -19,6 +19,7 @@
 /* QEMU reads the device state as fast as it loads it, which may need pages from the source. */
 #define LOAD_TIMEOUT_MS 30000
 #define CONT_TIMEOUT_MS 60000
+#define RTT_TIMEOUT_MS	1000
 #define VMM_ATTEMPTS	30		  /* of two seconds each */
 #define STATE_NAME	"pageferry-state" /* of the pipe, at QEMU */
 
@@ -309,13 +310,32 @@ static int send_simple(struct ferry_switch_target *s, enum ferry_frame_type type
 	return rc;
 }
 
-static enum ferry_switch_event send_prepared(struct ferry_switch_target *s)
+/* While the source has nothing to do but to answer: later its own work would be in the time. */
+static enum ferry_switch_event measure_rtt(struct ferry_switch_target *s)
 {
-	int rc = send_simple(s, FERRY_FRAME_PREPARED);
+	int rc = send_simple(s, FERRY_FRAME_PING);
 
 	if (!rc)
-		rc = send_simple(s, FERRY_FRAME_PING);
-	return rc < 0 ? FERRY_EV_LINK_LOST : FERRY_EV_NOTHING;
+		rc = ferry_channel_receive(&s->link, &s->m, RTT_TIMEOUT_MS, s->config->stop_fd,
+					   &s->why);
+	if (!rc)
+		return ferry_target_side_message(s);
+	if (rc == -ETIMEDOUT)
+		return FERRY_EV_NOTHING;
+	ferry_target_side_close_link(s);
+	if (rc != -ECANCELED)
+		return FERRY_EV_LINK_LOST;
+	ferry_fail(&s->why, FERRY_REFUSE, rc, "stopped by the user");
+	return FERRY_EV_USER_STOP;
+}
+
+static enum ferry_switch_event send_prepared(struct ferry_switch_target *s)
+{
+	enum ferry_switch_event event = measure_rtt(s);
+
+	if (event)
+		return event;
+	return send_simple(s, FERRY_FRAME_PREPARED) < 0 ? FERRY_EV_LINK_LOST : FERRY_EV_NOTHING;
 }
 
 /* --- device state --------------------------------------------------------------------------- */
