@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "migrate/journal.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -117,12 +118,40 @@ static bool is_good(const struct record *r)
 	       e->started == started(e->pid);
 }
 
+/* Entries of processes that have ended; whoever wrote them was killed and not started again. */
+static void sweep(const char *dir)
+{
+	char where[PATH_MAX_BYTES];
+	int fd = open_dir(dir, where);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+
+	if (!d) {
+		ferry_close(fd);
+		return;
+	}
+	while ((e = readdir(d))) {
+		_cleanup_close_ int file = -1;
+		struct record r;
+
+		if (strncmp(e->d_name, "migrate-", 8) && strncmp(e->d_name, "receive-", 8))
+			continue;
+		file = openat(fd, e->d_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+		/* One that is just being made has no magic yet. */
+		if (file >= 0 && pread(file, &r, sizeof(r), 0) == sizeof(r) &&
+		    !memcmp(r.magic, MAGIC, sizeof(r.magic)) && !is_good(&r))
+			(void)unlinkat(fd, e->d_name, 0);
+	}
+	closedir(d);
+}
+
 bool ferry_journal_load(struct ferry_journal *j, const char *dir, enum ferry_side side,
 			const char *qmp_path, struct ferry_journal_entry *out)
 {
 	struct record r;
 
 	*j = FERRY_JOURNAL_NONE;
+	sweep(dir);
 	if (open_file(j, dir, side, qmp_path, 0) < 0)
 		return false;
 	if (pread(j->fd, &r, sizeof(r), 0) != sizeof(r) || !is_good(&r)) {

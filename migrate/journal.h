@@ -57,7 +57,7 @@ struct ferry_journal {
  * ferry_journal_load() - is there an entry for the QEMU behind this monitor?
  * @dir: NULL for the default: $RUNTIME_DIRECTORY, /run/pageferry for root, or
  *       $XDG_RUNTIME_DIR/pageferry
- * One of a process that has ended is removed.
+ * Those of processes that have ended are removed, whichever monitor they were for.
  * Return: true with @out; the journal is then open.
  */
 bool ferry_journal_load(struct ferry_journal *j, const char *dir, enum ferry_side side,

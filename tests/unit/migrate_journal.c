@@ -102,6 +102,31 @@ Test(journal, one_of_a_process_that_has_ended_is_removed)
 	remove_place(&p);
 }
 
+Test(journal, those_of_others_are_removed_only_when_their_process_has_ended)
+{
+	struct ferry_journal_entry e;
+	struct ferry_journal live, dead, j;
+	struct place p, q, r;
+
+	make_place(&p);
+	make_place(&q);
+	make_place(&r);
+	snprintf(q.state, sizeof(q.state), "%s", p.state);
+	snprintf(r.state, sizeof(r.state), "%s", p.state);
+	begin(&live, &p, getpid());
+	begin(&dead, &q, 0x3fffff);
+	cr_assert_not(ferry_journal_load(&j, p.state, FERRY_SIDE_TARGET, r.sock, &e));
+	cr_assert_eq(access(live.path, F_OK), 0);
+	cr_assert_eq(access(dead.path, F_OK), -1);
+	ferry_journal_close(&live, true);
+	ferry_journal_close(&dead, true);
+	unlink(q.sock);
+	rmdir(q.dir);
+	unlink(r.sock);
+	rmdir(r.dir);
+	remove_place(&p);
+}
+
 Test(journal, a_damaged_one_is_removed)
 {
 	struct ferry_journal_entry e;
