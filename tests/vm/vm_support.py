@@ -171,7 +171,7 @@ class Vm:
         self.record = ferryvm.Record(folder, name)
         self.name, self.options = name, options
         watch = os.path.join(folder, f"{name}.watch")
-        argv = [os.path.join(GUESTS, "start"), "--dir", folder, "--name", name, "--role", role,
+        argv = [sys.executable, os.path.join(GUESTS, "start"), "--dir", folder, "--name", name, "--role", role,
                 "--daemon", "--die-with", str(os.getpid())]
         for key, value in options.items():
             argv += [f"--{key}"] if value is True else [f"--{key}", str(value)]
@@ -303,7 +303,8 @@ class Lab:
     # --- commands ---
 
     def run(self, name, *args):
-        command = Command(name, *args)
+        self.n += 1
+        command = Command(name, *args, "--control", os.path.join(self.folder, f"{self.n}.control"))
         self.others.append(command)
         return command
 
@@ -404,14 +405,14 @@ def main(cases, options=None):
     p.add_argument("names", nargs="*", metavar="CASE")
     if options:
         options(p)
-    args = p.parse_args()
+    args = p.parse_intermixed_args()
     Command.program = os.path.abspath(args.program)
     if args.names:
         cases = {name: cases[name] for name in args.names}
     sys.stdout.reconfigure(line_buffering=True)
     why = missing()
     with tempfile.TemporaryDirectory(prefix="ferry-vm-") as folder:
-        os.environ["XDG_RUNTIME_DIR"] = folder
+        os.environ["RUNTIME_DIRECTORY"] = folder
         lab = Lab(folder, args)
         try:
             results = [f"ok - vm::{name} # SKIP {why}" if why else run_case(lab, name, case)
