@@ -51,7 +51,7 @@ const char *ferry_stage_name(enum ferry_stage stage)
 
 static const struct ferry_state_def source_states[FERRY_SRC_N_STATES] = {
 	[FERRY_SRC_CHECKING] = {"checking", "looking at the VMM",
-				TO(PREPARING) | TO(COMMITTED) | FAIL},
+				TO(PREPARING) | TO(COMMITTED) | TO(WAITS) | FAIL},
 	[FERRY_SRC_PREPARING] = {"preparing", "Prepare is sent; the target attaches",
 				 TO(CONNECTING) | FAIL},
 	[FERRY_SRC_CONNECTING] = {"connecting", "opening the page connections",
@@ -82,7 +82,7 @@ const struct ferry_machine_def ferry_switch_source_machine = {"switchover-source
 static const struct ferry_state_def target_states[FERRY_TGT_N_STATES] = {
 	[FERRY_TGT_CHECKING] = {"checking", "looking at the VMM",
 				TO(AWAITING) | TO(LOADED) | TO(RUNNING) | TO(PUSHING) |
-					TO(UNDOING)},
+					TO(UNDOING) | TO(WAITS)},
 	[FERRY_TGT_AWAITING] = {"awaiting", "no source has come yet",
 				TO(AWAITING) | TO(ATTACHING) | TO(UNDOING)},
 	[FERRY_TGT_ATTACHING] = {"attaching", "the RAM is being registered",
@@ -133,6 +133,7 @@ struct rule {
 static const struct rule source_rules[] = {
 	RULE(CHECKING, CHECKED, PREPARING, DO(SEND_PREPARE)),
 	RULE(CHECKING, ORPHAN_COMMITTED, COMMITTED, DO(DIAL_PAGES), DO(REDIAL)),
+	RULE(CHECKING, ORPHAN_LEFT, WAITS, 0),
 	RULE(PREPARING, PREPARED, CONNECTING, DO(DIAL_PAGES)),
 	RULE(CONNECTING, PAGES_OPEN, STOPPING, DO(STOP_GUEST)),
 	/* The order keeps the guest's standstill short: first what others then work on. */
@@ -178,6 +179,7 @@ static const struct rule target_rules[] = {
 	RULE(CHECKING, ORPHAN_LOADED, LOADED, DO(ADOPT)),
 	RULE(CHECKING, ORPHAN_COMMITTED, RUNNING, DO(ADOPT), DO(RUN_GUEST)),
 	RULE(CHECKING, ORPHAN_RUNS, PUSHING, DO(ADOPT), DO(PUSH)),
+	RULE(CHECKING, ORPHAN_LEFT, WAITS, 0),
 	RULE(AWAITING, LINK_UP, AWAITING, 0),
 	/* Whoever it was, it left before it wanted anything. */
 	RULE(AWAITING, LINK_LOST, AWAITING, DO(FREE_SEAT)),
@@ -388,6 +390,7 @@ const char *ferry_switch_event_name(enum ferry_switch_event event)
 		[EV(ORPHAN_LOADED)] = "taken over, loaded",
 		[EV(ORPHAN_COMMITTED)] = "taken over, committed",
 		[EV(ORPHAN_RUNS)] = "taken over, running",
+		[EV(ORPHAN_LEFT)] = "not taken over",
 		[EV(ATTACHED)] = "attached",
 		[EV(PAGES_OPEN)] = "page connections open",
 		[EV(GUEST_STOPPED)] = "guest stopped",

@@ -85,6 +85,7 @@ enum ferry_switch_event {
 	FERRY_EV_ORPHAN_LOADED,	   /* target: the guest is loaded */
 	FERRY_EV_ORPHAN_COMMITTED, /* either: and Commit was said, or read */
 	FERRY_EV_ORPHAN_RUNS,	   /* target: and it was started */
+	FERRY_EV_ORPHAN_LEFT,	   /* either: but nobody asked for that */
 	FERRY_EV_ATTACHED,	   /* target: the RAM is registered */
 	FERRY_EV_PAGES_OPEN,	   /* source: the page connections are there */
 	FERRY_EV_GUEST_STOPPED,

@@ -30,7 +30,7 @@ static enum ferry_switch_event on_message(struct ferry_switch_source *s)
 	case FERRY_FRAME_PREPARED:
 		return FERRY_EV_PREPARED;
 	case FERRY_FRAME_LOADED:
-		return FERRY_EV_LOADED;
+		return ferry_source_record_commit(s);
 	case FERRY_FRAME_RUNNING:
 		return FERRY_EV_RUNNING;
 	case FERRY_FRAME_ABORT:
@@ -347,7 +347,7 @@ static void tell(struct ferry_switch_source *s, enum ferry_switch_event event)
 		ferry_fail(
 			&s->story, FERRY_LINK, s->why.err ?: -ECANCELED,
 			"%.250s; the guest is the target's now and waits there for pages: run the "
-			"same command again, and never resume the guest here",
+			"same command with --resume, and never resume the guest here",
 			s->why.text);
 		break;
 	case FERRY_SRC_LOST:

@@ -63,6 +63,9 @@ enum ferry_switch_event ferry_source_check(struct ferry_switch_source *s);
 enum ferry_switch_event ferry_source_perform(struct ferry_switch_source *s,
 					     enum ferry_switch_action action);
 
+/* Loaded came: from the record that this makes on, the guest never runs here again. */
+enum ferry_switch_event ferry_source_record_commit(struct ferry_switch_source *s);
+
 /* Open the link again when it is time for it. */
 enum ferry_switch_event ferry_source_redial(struct ferry_switch_source *s);
 

@@ -118,49 +118,82 @@ static int open_state_pipe(struct ferry_switch_source *s)
 	return 0;
 }
 
-/*
- * Was there one before us that was killed in the middle? Before the commit, all it has left is a
- * guest that stands still; after it, a target that waits for pages.
- */
-static int take_over(struct ferry_switch_source *s)
+/* There is no record of a guest that was given away. */
+static int nothing_to_resume(struct ferry_switch_source *s)
 {
-	char status[FERRY_QMP_TEXT_MAX];
-	int rc;
+	if (s->journal.found == FERRY_KEEP_OTHER)
+		return ferry_fail(&s->why, FERRY_REFUSE, -ESTALE,
+				  "there is another guest behind this monitor: the one that was being "
+				  "moved was in process %d, which has ended",
+				  (int)s->entry.head.pid);
+	return ferry_fail(&s->why, FERRY_REFUSE, -ENOENT,
+			  "there is nothing to resume: no 'pageferry migrate' of this guest was "
+			  "killed after it had given the guest away");
+}
 
-	if (!ferry_journal_load(&s->journal, s->config->state_dir, FERRY_SIDE_SOURCE,
-				s->config->qmp_path, &s->entry))
-		return 0;
-	rc = ferry_qemu_status(s->qmp, status, &s->why);
-	if (rc < 0)
-		return rc;
-	/* Where somebody has resumed it, it is the target's no more. */
-	if (strcmp(status, "running") && s->entry.phase >= FERRY_JOURNAL_COMMITTED) {
-		ferry_info(s->config->log,
-			   "going on with the switchover of a process that was killed");
-		s->took_over = true;
-		return 0;
-	}
-	if (strcmp(status, "running") && !s->entry.paused) {
+/* It was killed before it gave the guest away: all it can have left is one that stands still. */
+static int run_on(struct ferry_switch_source *s, bool runs)
+{
+	int rc = 0;
+
+	if (!runs && !s->entry.paused) {
 		ferry_warn(s->config->log, "a process that was killed has left the guest standing "
 					   "still; it is resumed");
 		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
 	}
-	if (!rc)
-		ferry_journal_close(&s->journal, true);
-	return rc;
+	if (rc < 0 || s->config->recovery != FERRY_RECOVER_ONLY)
+		return rc;
+	return ferry_fail(&s->why, FERRY_REFUSE, -ENOENT,
+			  "there is nothing to resume: the process that was killed had not given the "
+			  "guest away, and it runs on here; begin anew, without --resume");
 }
 
-static int look_at_vmm(struct ferry_switch_source *s)
+/*
+ * Was there one before us that was killed in the middle? Before the commit, all it has left is a
+ * guest that stands still; after it, a target that waits for pages, and a guest that must never run
+ * here again. Return: FERRY_EV_NOTHING to begin a switchover.
+ */
+static enum ferry_switch_event look_back(struct ferry_switch_source *s)
 {
-	int rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);
+	bool found = s->journal.found == FERRY_KEEP_FOUND, runs;
+	char status[FERRY_QMP_TEXT_MAX];
+	int rc;
 
+	if (!found && s->config->recovery == FERRY_RECOVER_ONLY) {
+		nothing_to_resume(s);
+		return FERRY_EV_FAILED;
+	}
+	if (!found)
+		return FERRY_EV_NOTHING;
+	rc = ferry_qemu_status(s->qmp, status, &s->why);
 	if (rc < 0)
-		return rc;
-	ferry_watch_add(&s->watch, ferry_qmp_fd(s->qmp), FERRY_WATCH_VMM);
-	rc = take_over(s);
-	if (rc < 0 || s->took_over)
-		return rc;
-	rc = ferry_qemu_inspect_source(&s->qemu, s->qmp, s->config->log, &s->why);
+		return vmm_failed(s, rc);
+	runs = !strcmp(status, "running");
+	if (s->entry.phase < FERRY_JOURNAL_COMMITTED) {
+		rc = run_on(s, runs);
+		return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
+	}
+	if (runs) {
+		ferry_fail(&s->why, FERRY_REFUSE, -EEXIST,
+			   "the guest was given away, and somebody has resumed it here all the same; "
+			   "stop it, or the one on the target, since both write to the same disks");
+		return FERRY_EV_ORPHAN_LEFT;
+	}
+	if (s->config->recovery == FERRY_RECOVER_NOT) {
+		ferry_fail(&s->why, FERRY_REFUSE, -EEXIST,
+			   "a 'pageferry migrate' of this guest was killed after it had given the "
+			   "guest away");
+		return FERRY_EV_ORPHAN_LEFT;
+	}
+	ferry_info(s->config->log, "going on with the switchover of a process that was killed");
+	s->took_over = true;
+	return FERRY_EV_ORPHAN_COMMITTED;
+}
+
+static int set_up_vmm(struct ferry_switch_source *s)
+{
+	int rc = ferry_qemu_inspect_source(&s->qemu, s->qmp, s->config->log, &s->why);
+
 	if (!rc)
 		rc = open_sources(s);
 	if (!rc)
@@ -177,7 +210,8 @@ static int new_session(struct ferry_switch_source *s)
 
 	s->entry = (struct ferry_journal_entry){
 		.n_bulk = n_bulk ? FERRY_MIN(n_bulk, (uint32_t)FERRY_MAX_BULK) : 1,
-		.paused = !s->qemu.runs};
+		.paused = !s->qemu.runs,
+		.addr = s->config->to};
 	if (getrandom(s->entry.session.bytes, sizeof(s->entry.session.bytes), 0) !=
 	    sizeof(s->entry.session.bytes))
 		return ferry_fail_errno(&s->why, FERRY_REFUSE, -errno, "getrandom");
@@ -185,15 +219,37 @@ static int new_session(struct ferry_switch_source *s)
 }
 
 /* Epochs of the one before us are below all of ours. */
-static void next_epochs(struct ferry_switch_source *s)
+static int next_epochs(struct ferry_switch_source *s)
 {
 	s->entry.takeovers++;
-	ferry_journal_update(&s->journal, &s->entry);
+	s->entry.addr = s->config->to;
 	s->hello.epoch = s->entry.takeovers << EPOCHS_EACH_BITS;
+	return ferry_journal_update(&s->journal, &s->entry, &s->why);
+}
+
+static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
+{
+	int rc = ferry_journal_open(&s->journal, s->config->state_dir, FERRY_SIDE_SOURCE,
+				    s->config->qmp_path, &s->entry, &s->why);
+	enum ferry_switch_event event;
+
+	if (!rc)
+		rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);
+	if (rc < 0)
+		return FERRY_EV_FAILED;
+	ferry_watch_add(&s->watch, ferry_qmp_fd(s->qmp), FERRY_WATCH_VMM);
+	event = look_back(s);
+	if (event)
+		return event;
+	rc = set_up_vmm(s);
+	if (!rc)
+		rc = new_session(s);
+	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
 }
 
 enum ferry_switch_event ferry_source_check(struct ferry_switch_source *s)
 {
+	enum ferry_switch_event event;
 	int rc = ferry_watch_init(&s->watch);
 
 	if (rc < 0) {
@@ -201,19 +257,15 @@ enum ferry_switch_event ferry_source_check(struct ferry_switch_source *s)
 		return FERRY_EV_FAILED;
 	}
 	ferry_watch_add(&s->watch, s->config->stop_fd, FERRY_WATCH_STOP);
-	rc = look_at_vmm(s);
-	if (!rc && !s->took_over)
-		rc = new_session(s);
-	if (rc < 0) {
-		ferry_fail_prefix(&s->why, "source");
-		return s->qmp ? vmm_failed(s, rc) : FERRY_EV_FAILED;
-	}
+	event = look_at_vmm(s);
 	s->hello = (struct ferry_hello){.side = FERRY_SIDE_SOURCE,
 					.role = FERRY_ROLE_SWITCHOVER,
 					.session = s->entry.session};
-	if (s->took_over) {
-		next_epochs(s);
-		return FERRY_EV_ORPHAN_COMMITTED;
+	if (event == FERRY_EV_ORPHAN_COMMITTED && next_epochs(s) < 0)
+		event = FERRY_EV_ORPHAN_LEFT;
+	if (event) {
+		ferry_fail_prefix(&s->why, "source");
+		return event;
 	}
 	rc = open_link(s, DIAL_TIMEOUT_MS, &s->why);
 	if (rc == -ECANCELED) {
@@ -268,16 +320,6 @@ static enum ferry_switch_event dial_pages(struct ferry_switch_source *s)
 
 /* --- stop, device state --------------------------------------------------------------------- */
 
-/* So that one after us could go on when we are killed. */
-static void begin_journal(struct ferry_switch_source *s)
-{
-	struct ferry_failure f = {0};
-
-	if (ferry_journal_begin(&s->journal, s->config->state_dir, FERRY_SIDE_SOURCE,
-				s->config->qmp_path, &s->qemu, &s->entry, &f) < 0)
-		ferry_warn(s->config->log, "%s", f.text);
-}
-
 static enum ferry_switch_event stop_guest(struct ferry_switch_source *s)
 {
 	/* All that can be done while the guest runs: QEMU gets its end of the pipe. */
@@ -287,7 +329,9 @@ static enum ferry_switch_event stop_guest(struct ferry_switch_source *s)
 		return vmm_failed(s, rc);
 	ferry_close(TAKE_FD(s->state_peer_fd));
 	s->entry.stop_ns = ferry_now_ns();
-	begin_journal(s);
+	/* Without it, one after us could not know that the guest must be resumed, or must not. */
+	if (ferry_journal_begin(&s->journal, &s->qemu, &s->entry, &s->why) < 0)
+		return FERRY_EV_FAILED;
 	s->stop_ns = ferry_now_ns();
 	if (s->qemu.runs)
 		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "stop", NULL, NULL, &s->why);
@@ -359,6 +403,16 @@ void ferry_source_stop_serving(struct ferry_switch_source *s)
 
 /* --- confirm -------------------------------------------------------------------------------- */
 
+/* Before the core takes the step that there is no way back from: what is kept decides, not we. */
+enum ferry_switch_event ferry_source_record_commit(struct ferry_switch_source *s)
+{
+	if (s->core.machine.state != FERRY_SRC_LOADING)
+		return FERRY_EV_LOADED; /* out of place, as the core will say */
+	s->entry.phase = FERRY_JOURNAL_COMMITTED;
+	return ferry_journal_update(&s->journal, &s->entry, &s->why) < 0 ? FERRY_EV_FAILED
+									 : FERRY_EV_LOADED;
+}
+
 /* From here on nothing is cancelled: a Commit half sent may have been read. */
 static enum ferry_switch_event send_commit(struct ferry_switch_source *s)
 {
@@ -369,8 +423,6 @@ static enum ferry_switch_event send_commit(struct ferry_switch_source *s)
 	if (!s->loaded_ns && !s->took_over) {
 		s->loaded_ns = now;
 		s->result->device_state_ns = now - s->stopped_ns;
-		s->entry.phase = FERRY_JOURNAL_COMMITTED;
-		ferry_journal_update(&s->journal, &s->entry);
 	}
 	m.commit.stopped_for_ns = s->qemu.runs ? now - s->entry.stop_ns : 0;
 	rc = ferry_channel_send(&s->link, &m, -1);

@@ -249,7 +249,7 @@ static void tell_waits(struct ferry_switch_target *s, unsigned int before)
 			&s->story, FERRY_LINK, s->why.err,
 			"%.200s; the guest is loaded here and the source has not given it up: if "
 			"the source says that it runs there, end this QEMU; else run the same "
-			"command again",
+			"command with --recover",
 			s->why.text);
 	else if (s->refused.err)
 		ferry_fail(
@@ -261,7 +261,7 @@ static void tell_waits(struct ferry_switch_target *s, unsigned int before)
 		ferry_fail(
 			&s->story, FERRY_LINK, s->why.err,
 			"%.250s; pages are missing, and the guest's threads that need them wait: "
-			"run the same command again",
+			"run the same command with --recover",
 			s->why.text);
 }
 

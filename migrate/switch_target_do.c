@@ -77,16 +77,43 @@ enum ferry_switch_event ferry_target_side_take_link(struct ferry_switch_target *
 
 /* --- check ---------------------------------------------------------------------------------- */
 
-/* Was there one before us that was killed? Then its userfaultfd is still open in QEMU. */
-static bool find_predecessor(struct ferry_switch_target *s)
+/*
+ * Was there one before us that was killed? Then its userfaultfd is still open in QEMU.
+ * Return: 1 when the guest is, or may be, here; 0 when not; or why that one can't be taken over.
+ */
+static int find_predecessor(struct ferry_switch_target *s)
 {
-	if (!ferry_journal_load(&s->journal, s->config->state_dir, FERRY_SIDE_TARGET,
-				s->config->qmp_path, &s->entry))
-		return false;
-	if (!ferry_uffd_adopt(&s->uffd, s->entry.pid, NULL))
-		return true;
-	ferry_journal_close(&s->journal, true);
-	return false;
+	int rc;
+
+	if (s->journal.found != FERRY_KEEP_FOUND)
+		return 0;
+	rc = ferry_uffd_adopt(&s->uffd, (pid_t)s->entry.head.pid, &s->why);
+	if (rc < 0 && rc != -ENOENT)
+		return rc;
+	return !rc && s->entry.phase >= FERRY_JOURNAL_LOADED;
+}
+
+static enum ferry_switch_event nothing_to_recover(struct ferry_switch_target *s)
+{
+	if (s->journal.found == FERRY_KEEP_OTHER)
+		ferry_fail(&s->why, FERRY_REFUSE, -ESTALE,
+			   "there is another guest behind this monitor: the one that was received "
+			   "was in process %d, which has ended",
+			   (int)s->entry.head.pid);
+	else
+		ferry_fail(&s->why, FERRY_REFUSE, -ENOENT,
+			   "there is nothing to recover: no 'pageferry receive' of this QEMU was "
+			   "killed while a guest was in it");
+	return FERRY_EV_FAILED;
+}
+
+/* The record of one that is served already: without it, only the next recovery would suffer. */
+static void note(struct ferry_switch_target *s)
+{
+	struct ferry_failure f = {0};
+
+	if (ferry_journal_update(&s->journal, &s->entry, &f) < 0)
+		ferry_warn(s->config->log, "%s", f.text);
 }
 
 /* QEMU is not asked for anything before faults are served again: it may wait for a page. */
@@ -95,10 +122,11 @@ static enum ferry_switch_event take_over(struct ferry_switch_target *s)
 	s->begin_ns = ferry_now_ns();
 	ferry_info(s->config->log, "going on with the switchover of a process that was killed");
 	ferry_journal_qemu(&s->entry, &s->qemu);
-	s->pidfd = (int)syscall(SYS_pidfd_open, s->entry.pid, 0);
+	s->pidfd = (int)syscall(SYS_pidfd_open, s->entry.head.pid, 0);
 	ferry_watch_add(&s->watch, s->pidfd, FERRY_WATCH_VMM);
 	s->entry.takeovers++;
-	ferry_journal_update(&s->journal, &s->entry);
+	s->entry.addr = s->config->address;
+	note(s);
 	switch (s->entry.phase) {
 	case FERRY_JOURNAL_LOADED:
 		return FERRY_EV_ORPHAN_LOADED;
@@ -119,12 +147,32 @@ static int connect_vmm(struct ferry_switch_target *s)
 	return 0;
 }
 
+/* Return: FERRY_EV_NOTHING to begin a switchover. */
+static enum ferry_switch_event look_back(struct ferry_switch_target *s)
+{
+	int found = find_predecessor(s);
+
+	if (found < 0)
+		return FERRY_EV_ORPHAN_LEFT;
+	if (found && s->config->recovery != FERRY_RECOVER_NOT)
+		return take_over(s);
+	if (found) {
+		ferry_fail(&s->why, FERRY_REFUSE, -EEXIST,
+			   "a 'pageferry receive' of this QEMU was killed while a guest was in it");
+		return FERRY_EV_ORPHAN_LEFT;
+	}
+	return s->config->recovery == FERRY_RECOVER_ONLY ? nothing_to_recover(s)
+							 : FERRY_EV_NOTHING;
+}
+
 static enum ferry_switch_event look_at_vmm(struct ferry_switch_target *s)
 {
-	int rc;
+	int rc = ferry_journal_open(&s->journal, s->config->state_dir, FERRY_SIDE_TARGET,
+				    s->config->qmp_path, &s->entry, &s->why);
+	enum ferry_switch_event event = rc < 0 ? FERRY_EV_FAILED : look_back(s);
 
-	if (find_predecessor(s) && s->entry.phase >= FERRY_JOURNAL_LOADED)
-		return take_over(s);
+	if (event)
+		return event;
 	rc = connect_vmm(s);
 	if (rc < 0)
 		return FERRY_EV_FAILED;
@@ -146,15 +194,14 @@ enum ferry_switch_event ferry_target_side_check(struct ferry_switch_target *s)
 	}
 	ferry_watch_add(&s->watch, s->config->stop_fd, FERRY_WATCH_STOP);
 	event = look_at_vmm(s);
-	if (event == FERRY_EV_FAILED || event == FERRY_EV_VMM_GONE) {
+	if (event == FERRY_EV_FAILED || event == FERRY_EV_VMM_GONE ||
+	    event == FERRY_EV_ORPHAN_LEFT) {
 		ferry_fail_prefix(&s->why, "target");
 		return event;
 	}
 	rc = ferry_acceptor_start(&s->acceptor, s->config->listen_fd, s->config->log, &s->why);
-	if (rc < 0) {
-		ferry_journal_close(&s->journal, false);
-		return FERRY_EV_FAILED;
-	}
+	if (rc < 0)
+		return event == FERRY_EV_CHECKED ? FERRY_EV_FAILED : FERRY_EV_ORPHAN_LEFT;
 	ferry_watch_add(&s->watch, ferry_acceptor_fd(s->acceptor), FERRY_WATCH_ACCEPTOR);
 	return event;
 }
@@ -176,7 +223,10 @@ static int take_prepare(struct ferry_switch_target *s)
 
 	s->begin_ns = ferry_now_ns();
 	s->entry = (struct ferry_journal_entry){
-		.session = s->hello.session, .n_bulk = p->n_bulk, .paused = p->paused};
+		.session = s->hello.session,
+		.n_bulk = p->n_bulk,
+		.paused = p->paused,
+		.addr = s->config->address};
 	ferry_info(s->config->log, "the guest '%s' wants to come, from QEMU %s", p->vm,
 		   p->vmm_version);
 	if (strcmp(p->vmm_version, s->qemu.version))
@@ -237,20 +287,10 @@ static int open_load_pipe(struct ferry_switch_target *s)
 	return rc;
 }
 
-/* So that one after us could go on when we are killed. */
-static void begin_journal(struct ferry_switch_target *s)
-{
-	struct ferry_failure f = {0};
-
-	if (ferry_journal_begin(&s->journal, s->config->state_dir, FERRY_SIDE_TARGET,
-				s->config->qmp_path, &s->qemu, &s->entry, &f) < 0)
-		ferry_warn(s->config->log, "%s", f.text);
-}
-
-static void note_phase(struct ferry_switch_target *s, enum ferry_journal_phase phase)
+static int note_phase(struct ferry_switch_target *s, enum ferry_journal_phase phase)
 {
 	s->entry.phase = phase;
-	ferry_journal_update(&s->journal, &s->entry);
+	return ferry_journal_update(&s->journal, &s->entry, &s->why);
 }
 
 static enum ferry_switch_event attach(struct ferry_switch_target *s)
@@ -268,9 +308,11 @@ static enum ferry_switch_event attach(struct ferry_switch_target *s)
 		rc = ferry_target_expect(s->target, &s->entry.session, s->entry.n_bulk, &s->why);
 	if (!rc)
 		rc = open_load_pipe(s);
+	/* So that one after us can go on when we are killed. */
+	if (!rc)
+		rc = ferry_journal_begin(&s->journal, &s->qemu, &s->entry, &s->why);
 	if (rc < 0)
 		return vmm_failed(s, rc);
-	begin_journal(s);
 	ferry_acceptor_set_target(s->acceptor, s->target);
 	return FERRY_EV_ATTACHED;
 }
@@ -345,7 +387,9 @@ static enum ferry_switch_event start_load(struct ferry_switch_target *s)
 	int rc;
 
 	s->load_started = true;
-	note_phase(s, FERRY_JOURNAL_LOADING);
+	rc = note_phase(s, FERRY_JOURNAL_LOADING);
+	if (rc < 0)
+		return FERRY_EV_FAILED;
 	rc = ferry_qmp_execute(s->qmp, "migrate-incoming",
 			       json_pack("{s:s}", "uri", "fd:" STATE_NAME), NULL, &s->why);
 	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
@@ -403,7 +447,8 @@ static enum ferry_switch_event run_guest(struct ferry_switch_target *s)
 {
 	int rc = 0;
 
-	note_phase(s, FERRY_JOURNAL_COMMITTED);
+	s->entry.phase = FERRY_JOURNAL_COMMITTED;
+	note(s);
 	if (!s->qmp)
 		rc = await_vmm(s);
 	if (s->entry.paused)
@@ -413,7 +458,8 @@ static enum ferry_switch_event run_guest(struct ferry_switch_target *s)
 	if (rc < 0)
 		return rc == -ECONNRESET ? ferry_target_side_vmm_gone(s) : FERRY_EV_RUN_REFUSED;
 	note_downtime(s);
-	note_phase(s, FERRY_JOURNAL_RUNS);
+	s->entry.phase = FERRY_JOURNAL_RUNS;
+	note(s);
 	return FERRY_EV_GUEST_RUNS;
 }
 
@@ -496,7 +542,8 @@ enum ferry_switch_event ferry_target_side_perform(struct ferry_switch_target *s,
 	case FERRY_DO_START_LOAD:
 		return start_load(s);
 	case FERRY_DO_SEND_LOADED:
-		note_phase(s, FERRY_JOURNAL_LOADED);
+		if (note_phase(s, FERRY_JOURNAL_LOADED) < 0)
+			return FERRY_EV_FAILED;
 		return send_simple(s, FERRY_FRAME_LOADED) < 0 ? FERRY_EV_LINK_LOST
 							      : FERRY_EV_NOTHING;
 	case FERRY_DO_RUN_GUEST:

@@ -64,8 +64,17 @@ struct ferry_switch_observer {
 	void *ctx;
 };
 
+/* What to do about a switchover of this QEMU whose process was killed. */
+enum ferry_recovery {
+	FERRY_RECOVER_NOT,  /* leave it, and say how it is recovered */
+	FERRY_RECOVER_ONLY, /* go on with it; without one, refuse */
+	FERRY_RECOVER_ANY,  /* go on with it, or begin */
+};
+
 struct ferry_receive_config {
 	const char *qmp_path;
+	enum ferry_recovery recovery;
+	struct ferry_addr address; /* that is listened on, for who recovers us */
 	int listen_fd; /* borrowed */
 	int stop_fd; /* readable: give up (before the guest runs), or leave (after); -1 for none */
 	uint64_t max_bytes_per_second; /* of the push; 0: no limit */
@@ -83,15 +92,13 @@ struct ferry_receive_result {
 	struct ferry_target_stats stats;
 };
 
-/*
- * Serve one switchover. On any outcome but DONE @f says why. When the last one for this QEMU was
- * killed in the middle of a switchover, this one goes on where it was; the same holds for migrate.
- */
+/* Serve one switchover. On any outcome but DONE @f says why. */
 enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
 				     struct ferry_receive_result *result, struct ferry_failure *f);
 
 struct ferry_migrate_config {
 	const char *qmp_path;
+	enum ferry_recovery recovery;
 	struct ferry_addr to;
 	int stop_fd;	       /* readable: cancel (before Commit), or leave (after); -1 for none */
 	uint32_t n_bulk;       /* bulk connections; 0: a default of 1 */

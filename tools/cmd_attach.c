@@ -4,7 +4,7 @@
  *
  * Until the first session is open nothing is lost by giving the memory back: its missing pages are
  * then what they were before. From the first session on the process may have seen pages of the
- * source, and whatever fails leaves the rest registered: threads wait, for 'attach --resume'.
+ * source, and whatever fails leaves the rest registered: threads wait, for 'attach --recover'.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,6 +16,7 @@
 #include "tools/job.h"
 #include "tools/json.h"
 #include "tools/mappings.h"
+#include "uffd/attach_record.h"
 #include "uffd/kernel.h"
 #include "uffd/target.h"
 #include "uffd/uffd.h"
@@ -35,18 +36,18 @@ static const struct option_def attach_options[] = {
 		 "/proc/PID/maps; may be given several times; the mappings are the server's "
 		 "regions, in this order",
 	 .kind = OPTION_TEXTS,
-	 .required = true,
 	 OPTION_AT(matches)},
 	{.name = "from",
 	 .arg = "ADDR",
 	 .help = "address of the page server",
 	 .kind = OPTION_ADDR_DIAL,
-	 .required = true,
 	 OPTION_AT(from)},
-	{.name = "resume",
-	 .help = "take over from an earlier attach that ended before everything was there",
+	{.name = "recover",
+	 .help = "take over from an earlier attach that ended before everything was there; its "
+		 "--match and --from need not be given again",
 	 .kind = OPTION_FLAG,
-	 OPTION_AT(resume)},
+	 OPTION_AT(recover)},
+	OPTION_SUPERVISE,
 	OPTION_MAX_RATE,
 	OPTION_BULK,
 	OPTIONS_TRACE,
@@ -55,8 +56,24 @@ static const struct option_def attach_options[] = {
 	OPTIONS_COMMON,
 };
 
+static int check(const struct options *o, struct ferry_failure *f)
+{
+	if (!o->matches.n && !o->recover)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--match is missing; add --match TEXT (part of a name in "
+				  "/proc/%d/maps)",
+				  (int)o->pid);
+	if (!o->from.given && !o->recover)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--from is missing; add --from ADDR (address of the page server)");
+	return 0;
+}
+
 struct attach {
 	struct job job;
+	struct ferry_keep record_file;
+	struct ferry_attach_record record;
+	bool recovers; /* an earlier attach */
 	struct ferry_target *target; /* owned */
 	uint64_t ram_bytes;
 };
@@ -83,51 +100,100 @@ static int add_region(struct ferry_target_region *r, uint32_t id, const struct f
 	return 0;
 }
 
-static int open_uffd(struct ferry_uffd *u, const struct options *o, struct ferry_failure *f)
+static int nothing_to_recover(struct attach *a, const struct options *o, struct ferry_failure *f)
 {
-	int rc = o->resume ? ferry_uffd_adopt(u, o->pid, f)
-			   : ferry_uffd_attach(u, o->pid, FERRY_TARGET_UFFD_FEATURES, f);
+	a->recovers = false;
+	return ferry_fail(f, FERRY_REFUSE, -ENOENT,
+			  "there is nothing to recover: process %d holds nothing that an earlier "
+			  "attach left; attach without --recover",
+			  (int)o->pid);
+}
 
-	if (rc == -ENOENT && o->resume)
-		return ferry_fail(f, FERRY_REFUSE, rc,
-				  "process %d holds nothing that an earlier attach left; attach "
-				  "without --resume",
-				  (int)o->pid);
+static int open_uffd(struct attach *a, struct ferry_uffd *u, const struct options *o,
+		     struct ferry_failure *f)
+{
+	int rc = a->recovers ? ferry_uffd_adopt(u, o->pid, f) : -ENOENT;
+
+	if (rc == -ENOENT && o->recover)
+		return nothing_to_recover(a, o, f);
+	/* The one before us was killed before it had touched the process. */
+	a->recovers = !rc;
+	return rc == -ENOENT ? ferry_uffd_attach(u, o->pid, FERRY_TARGET_UFFD_FEATURES, f) : rc;
+}
+
+static int select_regions(struct ferry_attach_record *r, const struct options *o,
+			  struct ferry_failure *f)
+{
+	struct mappings found;
+	int rc = mappings_select(o->pid, &o->matches, &found, f);
+
+	for (uint32_t i = 0; !rc && i < found.n; i++)
+		rc = add_region(&r->regions[i], i, &found.v[i], f);
+	if (!rc)
+		r->n_regions = found.n;
 	return rc;
+}
+
+/* What is to be filled, and from where: as given, or else as an earlier attach was told. */
+static int plan(struct attach *a, const struct options *o, struct ferry_failure *f)
+{
+	struct ferry_attach_record *r = &a->record;
+	struct ferry_failure why = {0};
+	int rc = ferry_attach_record_open(&a->record_file, NULL, o->pid, r, &why);
+	bool left = !rc && r->n_regions;
+
+	if (rc == -EBUSY) {
+		*f = why;
+		return rc;
+	}
+	if (rc < 0)
+		ferry_warn(&a->job.report.log, "%s; --recover will need --match and --from", why.text);
+	if (left && !o->recover && !o->recover_any) {
+		ferry_keep_close(&a->record_file, false);
+		return ferry_fail(f, FERRY_REFUSE, -EEXIST,
+				  "an earlier attach to process %d ended before everything was there; "
+				  "to go on with it, add --recover",
+				  (int)o->pid);
+	}
+	a->recovers = o->recover || (o->recover_any && left);
+	if (a->recovers && !left && (!o->matches.n || !o->from.given))
+		return nothing_to_recover(a, o, f);
+	rc = 0;
+	if (o->matches.n && !(left && o->recover_any))
+		rc = select_regions(r, o, f);
+	if (o->from.given)
+		r->from = o->from.addr;
+	if (o->n_bulk)
+		r->n_bulk = o->n_bulk;
+	for (uint32_t i = 0; i < r->n_regions; i++)
+		a->ram_bytes += r->regions[i].desc.n_pages * r->regions[i].desc.page_bytes;
+	if (rc < 0 || a->record_file.fd < 0)
+		return rc;
+	rc = ferry_keep_write(&a->record_file, r, sizeof(*r), o->pid);
+	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", a->record_file.path) : 0;
 }
 
 static int open_target(struct attach *a, const struct options *o, struct ferry_failure *f)
 {
-	struct ferry_target_region regions[FERRY_MAX_REGIONS];
 	struct ferry_target_config config = {
-		.regions = regions,
-		.n_bulk = o->n_bulk,
+		.regions = a->record.regions,
+		.n_regions = a->record.n_regions,
+		.n_bulk = a->record.n_bulk,
 		.max_bytes_per_second = o->max_rate,
-		.adopt = o->resume,
 		.no_trace = o->no_trace,
 		.log = &a->job.report.log,
 	};
-	struct mappings found;
-	int rc = mappings_select(o->pid, &o->matches, &found, f);
+	int rc = open_uffd(a, &config.uffd, o, f);
 
 	if (rc < 0)
 		return rc;
-	for (uint32_t i = 0; i < found.n; i++) {
-		rc = add_region(&regions[i], i, &found.v[i], f);
-		if (rc < 0)
-			return rc;
-		a->ram_bytes += found.v[i].len;
-	}
-	config.n_regions = found.n;
-	rc = open_uffd(&config.uffd, o, f);
-	if (rc < 0)
-		return rc;
+	config.adopt = a->recovers;
 	rc = ferry_target_new(&a->target, &config, f);
-	if (rc == -EBUSY && !o->resume)
+	if (rc == -EBUSY && !a->recovers)
 		ferry_fail(
 			f, FERRY_REFUSE, rc,
 			"the memory has a userfaultfd already; if an earlier attach left it, add "
-			"--resume");
+			"--recover");
 	return rc;
 }
 
@@ -138,8 +204,11 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 
 	if (rc < 0)
 		return rc;
-	if (o->from.addr.is_unix)
-		needs |= isolation_need_of_socket(o->from.addr.path);
+	rc = plan(a, o, f);
+	if (rc < 0)
+		return rc;
+	if (a->record.from.is_unix)
+		needs |= isolation_need_of_socket(a->record.from.path);
 	rc = isolation_enter(needs, f);
 	if (rc < 0)
 		return rc;
@@ -161,7 +230,7 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 	if (rc < 0)
 		return rc;
 	report_stage(&a->job.report, "connect");
-	rc = ferry_target_dial(a->target, &o->from.addr, a->job.stop_fd, f);
+	rc = ferry_target_dial(a->target, &a->record.from, a->job.stop_fd, f);
 	if (rc < 0)
 		return rc;
 	report_stage(&a->job.report, "push");
@@ -193,7 +262,7 @@ static int finish_waiting(struct attach *a, const struct options *o, const char 
 
 	ferry_fail(&f, FERRY_LINK, -ECANCELED,
 		   "%.300s; process %d waits where it touches missing pages; go on with the same "
-		   "command and --resume",
+		   "command and --recover",
 		   why, (int)o->pid);
 	return finish(a, &f, EXIT_WAITS);
 }
@@ -226,11 +295,13 @@ static int follow(struct attach *a, const struct options *o)
 	}
 }
 
-/* Nothing has come yet. A resumed process has pages of the source already: it goes on waiting. */
+/* Nothing has come yet. A recovered process has pages of the source already: it goes on waiting. */
 static int give_up(struct attach *a, const struct options *o, const struct ferry_failure *f)
 {
-	if (o->resume && a->target)
+	if (a->recovers && a->target)
 		return finish_waiting(a, o, f->text);
+	if (a->recovers)
+		return report_failed(&a->job.report, f, EXIT_WAITS, NULL, NULL);
 	if (a->target)
 		ferry_target_abandon(a->target);
 	return report_failed(&a->job.report, f, EXIT_FAILED, NULL, NULL);
@@ -238,7 +309,7 @@ static int give_up(struct attach *a, const struct options *o, const struct ferry
 
 static int run(const struct options *o)
 {
-	struct attach a = {0};
+	struct attach a = {.record_file = FERRY_KEEP_NONE};
 	struct ferry_failure f = {0};
 	int status;
 
@@ -248,18 +319,20 @@ static int run(const struct options *o)
 		status = follow(&a, o);
 	job_untrace(&a.job);
 	ferry_target_free(a.target);
+	ferry_keep_close(&a.record_file, status != EXIT_WAITS);
 	job_close(&a.job);
 	return status;
 }
 
 const struct command cmd_attach = {
 	.name = "attach",
-	.synopsis = "--pid PID --match TEXT... --from ADDR [OPTION...]",
+	.synopsis = "--pid PID (--match TEXT... --from ADDR | --recover) [OPTION...]",
 	.summary = "Fill the memory of a running process from a page server.",
 	.notes = "Pages that the process touches come first. A broken link is dialed again until "
 		 "the\n"
 		 "process has everything; meanwhile its threads wait where they touch missing "
 		 "pages.\n",
 	.options = attach_options,
+	.check = check,
 	.run = run,
 };

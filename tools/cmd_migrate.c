@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "migrate/journal.h"
 #include "migrate/switchover.h"
 #include "tools/isolation.h"
 #include "tools/job.h"
@@ -17,15 +18,20 @@ static const struct option_def migrate_options[] = {
 	 OPTION_AT(qmp)},
 	{.name = "to",
 	 .arg = "ADDR",
-	 .help = "address that 'pageferry receive' listens on",
+	 .help = "address that 'pageferry receive' listens on (default with --resume: that of the "
+		 "one before)",
 	 .kind = OPTION_ADDR_DIAL,
-	 .required = true,
 	 OPTION_AT(to)},
 	{.name = "postcopy",
 	 .help = "run the guest on the target first and send its memory afterwards (the only way "
 		 "there is; it has to be asked for)",
 	 .kind = OPTION_FLAG,
 	 OPTION_AT(postcopy)},
+	{.name = "resume",
+	 .help = "go on where an earlier migrate of this guest ended after it had given it away",
+	 .kind = OPTION_FLAG,
+	 OPTION_AT(resume)},
+	OPTION_SUPERVISE,
 	OPTION_BULK,
 	OPTION_CONTROL,
 	OPTIONS_COMMON,
@@ -33,6 +39,12 @@ static const struct option_def migrate_options[] = {
 
 static int check(const struct options *o, struct ferry_failure *f)
 {
+	if (o->resume)
+		return 0;
+	if (!o->to.given)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--to is missing; add --to ADDR (address that 'pageferry receive' "
+				  "listens on)");
 	if (!o->postcopy)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "only post-copy is there, which a guest does not survive if the "
@@ -57,7 +69,18 @@ static void on_progress(void *ctx, const struct ferry_target_stats *target,
 		report_server(&j->report, server);
 }
 
-static int start(struct job *j, const struct options *o, struct ferry_failure *f)
+/* Where to. An empty one is never dialed: there is nothing to resume then. */
+static struct ferry_addr find_address(const struct options *o)
+{
+	struct ferry_journal_entry left = {0};
+
+	if (!o->to.given)
+		(void)ferry_journal_peek(NULL, FERRY_SIDE_SOURCE, o->qmp, &left);
+	return o->to.given ? o->to.addr : left.addr;
+}
+
+static int start(struct job *j, const struct options *o, const struct ferry_addr *to,
+		 struct ferry_failure *f)
 {
 	/* The memory's file is opened through /proc/PID of QEMU. */
 	unsigned int needs = ISOLATION_PTRACE | ISOLATION_PROC | isolation_need_of_socket(o->qmp);
@@ -65,8 +88,8 @@ static int start(struct job *j, const struct options *o, struct ferry_failure *f
 
 	if (rc < 0)
 		return rc;
-	if (o->to.addr.is_unix)
-		needs |= isolation_need_of_socket(o->to.addr.path);
+	if (to->is_unix)
+		needs |= isolation_need_of_socket(to->path);
 	rc = isolation_enter(needs, f);
 	if (rc < 0)
 		return rc;
@@ -88,11 +111,14 @@ static json_t *summary_json(const struct ferry_migrate_result *result)
 	return o;
 }
 
-static int migrate(struct job *j, const struct options *o)
+static int migrate(struct job *j, const struct options *o, const struct ferry_addr *to)
 {
 	struct ferry_migrate_config config = {
 		.qmp_path = o->qmp,
-		.to = o->to.addr,
+		.recovery = o->resume	     ? FERRY_RECOVER_ONLY
+			    : o->recover_any ? FERRY_RECOVER_ANY
+					     : FERRY_RECOVER_NOT,
+		.to = *to,
 		.stop_fd = j->stop_fd,
 		.n_bulk = o->n_bulk,
 		.log = &j->report.log,
@@ -112,21 +138,22 @@ static int migrate(struct job *j, const struct options *o)
 
 static int run(const struct options *o)
 {
+	struct ferry_addr to = find_address(o);
 	struct ferry_failure f = {0};
 	struct job j;
 	int status;
 
-	if (start(&j, o, &f) < 0)
+	if (start(&j, o, &to, &f) < 0)
 		status = report_failed(&j.report, &f, EXIT_FAILED, NULL, NULL);
 	else
-		status = migrate(&j, o);
+		status = migrate(&j, o, &to);
 	job_close(&j);
 	return status;
 }
 
 const struct command cmd_migrate = {
 	.name = "migrate",
-	.synopsis = "--qmp SOCK --to ADDR --postcopy [OPTION...]",
+	.synopsis = "--qmp SOCK (--to ADDR --postcopy | --resume) [OPTION...]",
 	.summary =
 		"Be the source of a VM's switchover: hand the guest over, then serve its memory.",
 	.notes =

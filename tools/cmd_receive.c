@@ -5,6 +5,7 @@
 
 #include "base/cleanup.h"
 #include "base/net.h"
+#include "migrate/journal.h"
 #include "migrate/switchover.h"
 #include "tools/isolation.h"
 #include "tools/job.h"
@@ -20,10 +21,15 @@ static const struct option_def receive_options[] = {
 	{.name = "listen",
 	 .arg = "ADDR",
 	 .help = "address that 'pageferry migrate' dials; port 0 lets the kernel choose one, which "
-		 "is printed",
+		 "is printed (default with --recover: that of the one before)",
 	 .kind = OPTION_ADDR_LISTEN,
-	 .required = true,
 	 OPTION_AT(listen)},
+	{.name = "recover",
+	 .help = "take over from an earlier receive of this QEMU that ended before everything was "
+		 "here",
+	 .kind = OPTION_FLAG,
+	 OPTION_AT(recover)},
+	OPTION_SUPERVISE,
 	OPTION_MAX_RATE,
 	OPTIONS_TRACE,
 	OPTION_METRICS,
@@ -31,9 +37,19 @@ static const struct option_def receive_options[] = {
 	OPTIONS_COMMON,
 };
 
+static int check(const struct options *o, struct ferry_failure *f)
+{
+	if (!o->listen.given && !o->recover)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--listen is missing; add --listen ADDR (address that 'pageferry "
+				  "migrate' dials)");
+	return 0;
+}
+
 struct receive {
 	struct job job;
 	int listen_fd; /* owned */
+	struct ferry_addr address;
 };
 
 static void on_stage(void *ctx, enum ferry_stage stage)
@@ -65,17 +81,40 @@ static void on_trace(void *ctx, struct ferry_trace *trace)
 		ferry_warn(&r->job.report.log, "%s; faults are not recorded", f.text);
 }
 
+/* The source dials where the one before us listened. */
+static int find_address(const struct options *o, struct ferry_addr *out, struct ferry_failure *f)
+{
+	struct ferry_journal_entry left;
+	enum ferry_keep_state state = FERRY_KEEP_EMPTY;
+
+	if (o->recover || o->recover_any)
+		state = ferry_journal_peek(NULL, FERRY_SIDE_TARGET, o->qmp, &left);
+	if (state == FERRY_KEEP_HELD)
+		return ferry_fail(f, FERRY_REFUSE, -EBUSY,
+				  "another pageferry is at work on this guest; wait for its end");
+	if (state != FERRY_KEEP_FOUND && !o->listen.given)
+		return ferry_fail(f, FERRY_REFUSE, -ENOENT,
+				  "there is nothing to recover: no 'pageferry receive' of this QEMU "
+				  "was killed while a guest was in it");
+	*out = state == FERRY_KEEP_FOUND && (!o->listen.given || o->recover_any) ? left.addr
+										 : o->listen.addr;
+	return 0;
+}
+
 static int start(struct receive *r, const struct options *o, struct ferry_failure *f)
 {
-	struct ferry_addr local;
+	struct ferry_addr wanted;
 	int rc = job_open(&r->job, "receive", o, f);
 
 	if (rc < 0)
 		return rc;
-	r->listen_fd = ferry_net_listen(&o->listen.addr, f);
+	rc = find_address(o, &wanted, f);
+	if (rc < 0)
+		return rc;
+	r->listen_fd = ferry_net_listen(&wanted, f);
 	if (r->listen_fd < 0)
 		return r->listen_fd;
-	rc = ferry_net_local(r->listen_fd, &o->listen.addr, &local);
+	rc = ferry_net_local(r->listen_fd, &wanted, &r->address);
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "the address that is listened on");
 	/* Which process QEMU is, and what it runs under, is found out later. */
@@ -87,7 +126,7 @@ static int start(struct receive *r, const struct options *o, struct ferry_failur
 	rc = job_start(&r->job, f);
 	if (rc < 0)
 		return rc;
-	report_listening(&r->job.report, &local);
+	report_listening(&r->job.report, &r->address);
 	return 0;
 }
 
@@ -107,6 +146,10 @@ static int receive(struct receive *r, const struct options *o)
 {
 	struct ferry_receive_config config = {
 		.qmp_path = o->qmp,
+		.recovery = o->recover	     ? FERRY_RECOVER_ONLY
+			    : o->recover_any ? FERRY_RECOVER_ANY
+					     : FERRY_RECOVER_NOT,
+		.address = r->address,
 		.listen_fd = r->listen_fd,
 		.stop_fd = r->job.stop_fd,
 		.max_bytes_per_second = o->max_rate,
@@ -145,9 +188,10 @@ static int run(const struct options *o)
 
 const struct command cmd_receive = {
 	.name = "receive",
-	.synopsis = "--qmp SOCK --listen ADDR [OPTION...]",
+	.synopsis = "--qmp SOCK (--listen ADDR | --recover) [OPTION...]",
 	.summary = "Be the target of a VM's switchover: run the guest here, then fetch its memory.",
 	.notes = "One switchover is received; the command ends when all of the memory is here.\n",
 	.options = receive_options,
+	.check = check,
 	.run = run,
 };

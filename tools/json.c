@@ -114,19 +114,35 @@ json_t *json_server(const struct ferry_server_stats *s)
 	return o;
 }
 
+static void print_line(json_t *o)
+{
+	char *line = json_line(o);
+
+	if (line)
+		puts(line);
+	fflush(stdout);
+	free(line);
+	json_decref(o);
+}
+
+void json_print_restarted(const char *command, int sig)
+{
+	json_t *o = json_object();
+
+	json_put(o, "event", json_text("restarted"));
+	json_put(o, "command", json_text(command));
+	json_put(o, "signal", json_integer(sig));
+	print_line(o);
+}
+
 void json_print_usage_error(const char *command, const char *text, int status)
 {
 	json_t *o = json_object();
-	char *line;
 
 	json_put(o, "event", json_text("failed"));
 	json_put(o, "command", json_text(command));
 	json_put(o, "error", json_text(text));
 	json_put(o, "consequence", json_text(ferry_consequence_name(FERRY_REFUSE)));
 	json_put(o, "exit", json_integer(status));
-	line = json_line(o);
-	if (line)
-		puts(line);
-	free(line);
-	json_decref(o);
+	print_line(o);
 }

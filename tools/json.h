@@ -33,6 +33,9 @@ json_t *json_latency(const struct ferry_histogram *h);
 json_t *json_target(const struct ferry_target_stats *s);
 json_t *json_server(const struct ferry_server_stats *s);
 
+/* A line of a supervised command's parent: it starts the command again. */
+void json_print_restarted(const char *command, int sig);
+
 /* The last line of a command that never began. */
 void json_print_usage_error(const char *command, const char *text, int status);
 

@@ -6,6 +6,7 @@
 #include "base/util.h"
 #include "tools/command.h"
 #include "tools/json.h"
+#include "tools/supervise.h"
 
 static const struct command *const commands[] = {
 	&cmd_probe, &cmd_serve, &cmd_attach, &cmd_receive, &cmd_migrate, &cmd_status, &cmd_trace,
@@ -106,7 +107,7 @@ static int run_command(const struct command *c, int argc, char **argv)
 	}
 	if (c->check && c->check(&o, &f) < 0)
 		return fail_usage(c->name, argc, argv, f.text);
-	return c->run(&o);
+	return o.supervise ? supervise(c, &o) : c->run(&o);
 }
 
 static int run_part(const struct command *c, int argc, char **argv)

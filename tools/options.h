@@ -31,7 +31,8 @@ struct option_addr {
 /* Zero (NULL, false) is "not given" for all of them. Texts are borrowed from argv. */
 struct options {
 	bool help, version, json, verbose;
-	bool once, postcopy, resume;
+	bool once, postcopy, recover, resume, supervise;
+	bool recover_any; /* no option: recover if there is something, as supervised commands do */
 	bool csv, no_trace, plain;
 	pid_t pid;
 	uint32_t n_bulk, max_sessions;
@@ -127,6 +128,14 @@ struct option_def {
 	{                                                                                          \
 		.name = "bulk", .arg = "N", .help = "bulk connections, 1 to 16 (default: 1)",      \
 		.kind = OPTION_COUNT, .max = FERRY_MAX_BULK, OPTION_AT(n_bulk)                     \
+	}
+
+#define OPTION_SUPERVISE                                                                           \
+	{                                                                                          \
+		.name = "supervise",                                                               \
+		.help = "when this command is killed, start it again by itself, in milliseconds, " \
+			"to go on; also with what an earlier one has left",                        \
+		.kind = OPTION_FLAG, OPTION_AT(supervise)                                          \
 	}
 
 #define OPTION_MAX_RATE                                                                            \

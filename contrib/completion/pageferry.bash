@@ -7,9 +7,9 @@ _pageferry_options() {
 	case $1 in
 	probe) echo "$common" ;;
 	serve) echo "--file --pid --match --listen --max-rate --max-sessions --once --metrics --control $common" ;;
-	attach) echo "--pid --match --from --resume --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
-	receive) echo "--qmp --listen --max-rate --trace --no-trace --metrics --control $common" ;;
-	migrate) echo "--qmp --to --postcopy --bulk --control $common" ;;
+	attach) echo "--pid --match --from --recover --supervise --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
+	receive) echo "--qmp --listen --recover --supervise --max-rate --trace --no-trace --metrics --control $common" ;;
+	migrate) echo "--qmp --to --postcopy --resume --supervise --bulk --control $common" ;;
 	status) echo "--control $common" ;;
 	"trace live") echo "--control --plain --interval $common" ;;
 	"trace record") echo "--output --control --duration $common" ;;

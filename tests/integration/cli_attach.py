@@ -139,8 +139,8 @@ def failing_to_begin_changes_nothing(folder):
             assert "not part of one mapping" in a.end(1)["error"]
         with Attach(h, s.address, "--match", h.ranges[0]) as a:
             assert "overlap" in a.end(1)["error"]
-        with Attach(h, s.address, "--resume") as a:
-            assert "attach without --resume" in a.end(1)["error"]
+        with Attach(h, s.address, "--recover") as a:
+            assert "attach without --recover" in a.end(1)["error"]
         assert h.ask("hash") == before
         assert uffds_of(h.pid) == 0
 
@@ -163,7 +163,7 @@ def uffds_of(pid):
     return sum("userfaultfd" in os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder))
 
 
-def attach_is_stopped_and_resumed(folder):
+def attach_is_stopped_and_recovered(folder):
     data = content(N_PAGES, seed=5)
     path = write_file(folder, data)
     with Holder("anon", len(data)) as h, Serve("--file", path) as s:
@@ -176,8 +176,8 @@ def attach_is_stopped_and_resumed(folder):
                     assert a.rest()[0] == -end
                 else:
                     last = a.end(3)
-                    assert "--resume" in last["error"] and last["consequence"] == "link", last
-            resume = ["--resume"]
+                    assert "--recover" in last["error"] and last["consequence"] == "link", last
+            resume = ["--recover"]
             h.send("byte", page * PAGE)
             assert not h.answers(0.3), "a missing page was read without its content"
             with Attach(h, s.address, "--max-rate", FEW, *resume) as a:
@@ -201,9 +201,55 @@ def what_an_earlier_attach_left_is_not_attached_to_again(folder):
             a.end(3)
         with Attach(h, s.address) as a:
             last = a.end(1)
-            assert "add --resume" in last["error"] and last["consequence"] == "refuse", last
+            assert "add --recover" in last["error"] and last["consequence"] == "refuse", last
         h.send("byte", 1400 * PAGE)
         assert not h.answers(0.3), "a missing page was read without its content"
+
+
+def recovery_needs_only_the_process(folder):
+    data = content(N_PAGES, seed=5)
+    path = write_file(folder, data)
+    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+        with Attach(h, s.address, "--max-rate", FEW) as a:
+            a.event("progress")
+            with Run("attach", "--json", "--pid", h.pid, "--recover") as second:
+                assert "another pageferry is at work" in second.end(1)["error"]
+            a.child.kill()
+            a.rest()
+        h.send("byte", 1400 * PAGE)
+        assert not h.answers(0.3), "a missing page was read without its content"
+        with Run("attach", "--json", "--pid", h.pid, "--recover") as a:
+            assert a.end(0)["pages_present"] > 0
+        assert int(h.answer()) == data[1400 * PAGE]
+        assert h.ask("hash") == sha(data)
+        with Run("attach", "--json", "--pid", h.pid, "--recover") as a:
+            assert "nothing to recover" in a.end(1)["error"]
+
+
+def child_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+        children = f.read().split()
+    return int(children[0]) if children else 0
+
+
+def a_supervised_attach_goes_on_by_itself(folder):
+    data = content(N_PAGES, seed=5)
+    path = write_file(folder, data)
+    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+        with Attach(h, s.address, "--max-rate", FEW, "--supervise") as a:
+            for page in (1400, 1100, 800):
+                a.event("progress")
+                wait_for("there is a child", lambda: child_of(a.pid))
+                os.kill(child_of(a.pid), signal.SIGKILL)
+                assert a.event("restarted")["signal"] == signal.SIGKILL
+                assert int(h.ask("byte", page * PAGE)) == data[page * PAGE]
+            a.event("progress")
+            a.child.send_signal(signal.SIGTERM)
+            a.end(3)
+        with Run("attach", "--json", "--pid", h.pid, "--recover", "--supervise") as a:
+            a.end(0)
+        assert h.ask("hash") == sha(data)
+        assert uffds_of(h.pid) == 0
 
 
 def a_killed_server_is_waited_for(folder):
@@ -324,8 +370,10 @@ if __name__ == "__main__":
                 a_stopped_process_is_served,
                 failing_to_begin_changes_nothing,
                 no_such_process_and_ordinary_files_are_refused,
-                attach_is_stopped_and_resumed,
+                attach_is_stopped_and_recovered,
                 what_an_earlier_attach_left_is_not_attached_to_again,
+                recovery_needs_only_the_process,
+                a_supervised_attach_goes_on_by_itself,
                 a_killed_server_is_waited_for,
                 the_end_of_the_process_is_told,
                 a_server_that_is_stopped_under_a_target_says_so,

@@ -87,7 +87,7 @@ Test(options, the_output_is_not_touched_by_a_failure)
 
 	memset(&o, 0x5a, sizeof(o));
 	before = o;
-	cr_assert_eq(PARSE(&cmd_attach, &o, &f, "--pid", "12"), -EINVAL);
+	cr_assert_eq(PARSE(&cmd_attach, &o, &f, "--bulk", "12"), -EINVAL);
 	cr_assert_eq(memcmp(&o, &before, sizeof(o)), 0);
 	cr_assert_str_eq(f.text, "--match is missing; add --match TEXT (which of its mappings: part of "
 				 "the name, or 0xSTART[-0xEND], as in /proc/PID/maps; may be given "

@@ -309,7 +309,10 @@ class Lab:
         return command
 
     def receive(self, target, *args):
-        command = self.run("receive", "--qmp", target.qmp, "--listen", "127.0.0.1:0", *args)
+        return self.recover(target, "--listen", "127.0.0.1:0", *args)
+
+    def recover(self, target, *args):
+        command = self.run("receive", "--qmp", target.qmp, *args)
         command.address = command.event("listening")["address"]
         return command
 

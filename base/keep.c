@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/keep.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+
+#define MAGIC	       "PFRYKEEP"
+#define PATH_MAX_BYTES 96
+#define OPEN_ATTEMPTS  16 /* each loses to one that has just removed the file */
+
+static int default_dir(char *out, size_t size)
+{
+	const char *given = getenv("RUNTIME_DIRECTORY"), *user = getenv("XDG_RUNTIME_DIR");
+	int n;
+
+	if (given && given[0] == '/')
+		n = snprintf(out, size, "%s", given);
+	else if (!geteuid())
+		n = snprintf(out, size, "/run/pageferry");
+	else if (user && user[0] == '/')
+		n = snprintf(out, size, "%s/pageferry", user);
+	else
+		return -ENOENT;
+	return (size_t)n < size ? 0 : -ENAMETOOLONG;
+}
+
+/* Return: a descriptor, or a negative errno. */
+static int open_dir(const char *dir, char path[PATH_MAX_BYTES])
+{
+	struct stat st;
+	int fd, rc = 0;
+
+	if (!dir)
+		rc = default_dir(path, PATH_MAX_BYTES);
+	else if (snprintf(path, PATH_MAX_BYTES, "%s", dir) >= PATH_MAX_BYTES)
+		rc = -ENAMETOOLONG;
+	if (rc < 0)
+		return rc;
+	(void)mkdir(path, 0700);
+	fd = open(path, O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | O_RDONLY);
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st) < 0 || st.st_uid != geteuid() || st.st_mode & 022) {
+		ferry_close(fd);
+		return -EPERM;
+	}
+	return fd;
+}
+
+/* Field 22 of /proc/PID/stat; 0 when it can't be told. */
+static uint64_t started(pid_t pid)
+{
+	_cleanup_fclose_ FILE *file = NULL;
+	unsigned long long v = 0;
+	char text[1024];
+	const char *p;
+
+	snprintf(text, sizeof(text), "/proc/%d/stat", (int)pid);
+	file = fopen(text, "re");
+	if (!file)
+		return 0;
+	text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
+	p = strrchr(text, ')'); /* the name before it may hold anything */
+	if (!p)
+		return 0;
+	for (int field = 2; field < 22 && p; field++)
+		p = strchr(p + 1, ' ');
+	if (p)
+		v = strtoull(p + 1, NULL, 10);
+	return v;
+}
+
+static bool is_there(const struct ferry_keep_head *h)
+{
+	return h->started && h->started == started(h->pid);
+}
+
+/* Records of processes that have ended; whoever wrote them was killed and not started again. */
+static void sweep(int dir_fd, const char *but)
+{
+	int fd = fcntl(dir_fd, F_DUPFD_CLOEXEC, 0);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+
+	if (!d) {
+		ferry_close(fd);
+		return;
+	}
+	while ((e = readdir(d))) {
+		_cleanup_close_ int file = -1;
+		struct ferry_keep_head h;
+
+		if (!strcmp(e->d_name, but))
+			continue;
+		file = openat(dir_fd, e->d_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+		/* One that is just being made has no magic yet. */
+		if (file >= 0 && pread(file, &h, sizeof(h), 0) == sizeof(h) &&
+		    !memcmp(h.magic, MAGIC, sizeof(h.magic)) && !is_there(&h) &&
+		    !flock(file, LOCK_EX | LOCK_NB))
+			(void)unlinkat(dir_fd, e->d_name, 0);
+	}
+	closedir(d);
+}
+
+/* Return: a descriptor that holds the lock, or a negative errno. */
+static int open_locked(int dir_fd, const char *name)
+{
+	for (int i = 0; i < OPEN_ATTEMPTS; i++) {
+		_cleanup_close_ int fd =
+			openat(dir_fd, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+		struct stat st;
+
+		if (fd < 0)
+			return -errno;
+		if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+			return errno == EWOULDBLOCK ? -EBUSY : -errno;
+		if (!fstat(fd, &st) && st.st_nlink)
+			return TAKE_FD(fd);
+	}
+	return -EBUSY;
+}
+
+int ferry_keep_open(struct ferry_keep *k, const char *dir, const char *name,
+		    struct ferry_failure *f)
+{
+	char where[PATH_MAX_BYTES] = "";
+	_cleanup_close_ int dir_fd = open_dir(dir, where);
+	int fd;
+
+	*k = FERRY_KEEP_NONE;
+	if (dir_fd == -ENOENT && !where[0])
+		return ferry_fail(f, FERRY_REFUSE, dir_fd,
+				  "there is no place for a record that outlives this process; set "
+				  "XDG_RUNTIME_DIR");
+	if (dir_fd < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, dir_fd,
+					"nothing can be kept in %s, should this process be killed; "
+					"it must be a directory of this user that nobody else may "
+					"write to",
+					where);
+	sweep(dir_fd, name);
+	fd = open_locked(dir_fd, name);
+	if (fd == -EBUSY)
+		return ferry_fail(f, FERRY_REFUSE, fd,
+				  "another pageferry is at work on it (it holds %s/%s); wait for its "
+				  "end, or end it",
+				  where, name);
+	if (fd < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, fd, "%s/%s", where, name);
+	k->fd = fd;
+	snprintf(k->path, sizeof(k->path), "%s/%s", where, name);
+	return 0;
+}
+
+static enum ferry_keep_state read_record(int fd, struct ferry_keep_head *record, size_t bytes)
+{
+	if (pread(fd, record, bytes, 0) != (ssize_t)bytes || record->bytes != bytes ||
+	    memcmp(record->magic, MAGIC, sizeof(record->magic)))
+		return FERRY_KEEP_EMPTY;
+	return is_there(record) ? FERRY_KEEP_FOUND : FERRY_KEEP_OTHER;
+}
+
+enum ferry_keep_state ferry_keep_read(const struct ferry_keep *k, void *record, size_t bytes)
+{
+	return read_record(k->fd, record, bytes);
+}
+
+enum ferry_keep_state ferry_keep_peek(const char *dir, const char *name, void *record,
+				      size_t bytes)
+{
+	char where[PATH_MAX_BYTES];
+	_cleanup_close_ int dir_fd = open_dir(dir, where), fd = -1;
+	enum ferry_keep_state state;
+
+	if (dir_fd < 0)
+		return FERRY_KEEP_EMPTY;
+	fd = openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	state = fd < 0 ? FERRY_KEEP_EMPTY : read_record(fd, record, bytes);
+	return state == FERRY_KEEP_FOUND && flock(fd, LOCK_SH | LOCK_NB) < 0 ? FERRY_KEEP_HELD
+									    : state;
+}
+
+int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid_t pid)
+{
+	struct ferry_keep_head *h = record;
+	ssize_t n;
+
+	memcpy(h->magic, MAGIC, sizeof(h->magic));
+	h->bytes = (uint32_t)bytes;
+	h->pid = pid;
+	h->started = started(pid);
+	n = pwrite(k->fd, record, bytes, 0);
+	if (n != (ssize_t)bytes)
+		return n < 0 ? -errno : -EIO;
+	return fdatasync(k->fd) < 0 ? -errno : 0;
+}
+
+void ferry_keep_close(struct ferry_keep *k, bool remove)
+{
+	if (k->fd >= 0 && remove)
+		(void)unlink(k->path);
+	ferry_close(k->fd);
+	k->fd = -1;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Small files for what must outlive our own death, each about one process whose memory we hold. One
+ * of us at a time has a file open: the lock goes with its holder, however that ends.
+ *
+ * They are written by single writes, and flushed, so that a record is whole whenever we are killed.
+ * By default they lie on a file system in memory: no process outlives its host either, and after a
+ * restart of the host there must be no record of one.
+ */
+#ifndef FERRY_BASE_KEEP_H
+#define FERRY_BASE_KEEP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+/* How every record begins. */
+struct ferry_keep_head {
+	char magic[8];
+	uint32_t bytes;	  /* of the record, with this */
+	int32_t pid;	  /* the process that it is about */
+	uint64_t started; /* its start time, which tells processes of the same number apart */
+};
+
+struct ferry_keep {
+	int fd; /* owned; -1 when there is none */
+	char path[160];
+};
+
+#define FERRY_KEEP_NONE ((struct ferry_keep){.fd = -1})
+
+/**
+ * ferry_keep_open() - make or find a file, and hold it
+ * @dir: NULL for the default: $RUNTIME_DIRECTORY, /run/pageferry for root, or
+ *       $XDG_RUNTIME_DIR/pageferry; it is made when it is missing, and nobody else may write there
+ * @name: of the file in it
+ * Records of processes that have ended are removed from @dir, but not this one.
+ * Errors: -EBUSY (REFUSE) when another process holds it; -ENOENT, -EPERM, ... (REFUSE) with what to
+ *         do in @f.
+ */
+int ferry_keep_open(struct ferry_keep *k, const char *dir, const char *name,
+		    struct ferry_failure *f);
+
+enum ferry_keep_state {
+	FERRY_KEEP_EMPTY, /* nothing, or nothing that is whole */
+	FERRY_KEEP_OTHER, /* a record of a process that has ended */
+	FERRY_KEEP_FOUND, /* a record of one that is there */
+	FERRY_KEEP_HELD,  /* the same, and another process is at work on it; _peek only */
+};
+
+/* @record: begins with a struct ferry_keep_head; written unless EMPTY. */
+enum ferry_keep_state ferry_keep_read(const struct ferry_keep *k, void *record, size_t bytes);
+
+/* The same without holding the file: what is told may be old at once. */
+enum ferry_keep_state ferry_keep_peek(const char *dir, const char *name, void *record,
+				      size_t bytes);
+
+/*
+ * Write it again; on return it is kept. The head is filled in, @pid as given.
+ * Errors: negative errno; what was there before may be there still.
+ */
+int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid_t pid);
+
+/* Let it go, and remove it when it is of no more use. Twice is fine. */
+void ferry_keep_close(struct ferry_keep *k, bool remove);
+
+#endif

@@ -1,0 +1,175 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that are killed with -9 are started again, by hand or by a supervisor: the guest goes on, whole."""
+import os
+import signal
+import sys
+import time
+
+import vm_support
+from vm_move import Move
+from vm_support import LIMIT_S
+
+
+def killed_while_pushing(lab):
+    """A move whose 'receive' was killed; the guest waits. Returns it and the gate of the push."""
+    move = Move(lab)
+    gate = move.until_pushing()
+    move.receive.kill()
+    gate.open(forward=False)
+    move.waits()
+    return move
+
+
+def receive_is_recovered(lab):
+    """The monitor's socket is all that has to be said; it listens where the source dials."""
+    move = killed_while_pushing(lab)
+    refused = lab.run("receive", "--qmp", move.target.qmp, "--listen", "127.0.0.1:0")
+    assert "--recover" in refused.end(3)["error"], refused.last
+    move.waits()
+    before = move.receive.address
+    move.receive = lab.recover(move.target, "--recover")
+    assert move.receive.address == before, (move.receive.address, before)
+    move.arrived(resumes=None)
+
+
+def receive_is_recovered_again_and_again(lab):
+    move = killed_while_pushing(lab)
+    for _ in range(3):
+        gate = move.link.hold("PageRun", "bulk")
+        move.receive = lab.recover(move.target, "--recover")
+        gate.wait(LIMIT_S)
+        move.receive.kill()
+        gate.open(forward=False)
+    move.receive = lab.recover(move.target, "--recover")
+    move.arrived(resumes=None)
+
+
+def migrate_is_resumed(lab):
+    move = Move(lab)
+    gate = move.until_pushing()
+    move.migrate.kill()
+    gate.open(forward=False)
+    move.waits()
+    refused = lab.run("migrate", "--qmp", move.source.qmp, "--to", move.link.address, "--postcopy")
+    assert "--resume" in refused.end(3)["error"], refused.last
+    move.waits()
+    move.migrate = lab.run("migrate", "--qmp", move.source.qmp, "--resume")
+    move.arrived(resumes=None)
+
+
+def both_are_killed_and_recovered(lab):
+    move = Move(lab)
+    gate = move.until_pushing()
+    move.migrate.kill()
+    move.receive.kill()
+    gate.open(forward=False)
+    move.waits()
+    move.receive = lab.recover(move.target, "--recover")
+    move.migrate = lab.run("migrate", "--qmp", move.source.qmp, "--resume")
+    move.arrived(resumes=None)
+
+
+def migrate_killed_between_commit_and_its_answer(lab):
+    """Nobody at the source knows whether Commit was read. It never runs the guest again."""
+    move = Move(lab)
+    gate = move.link.hold("Commit")
+    move.begin()
+    gate.wait(LIMIT_S)
+    move.migrate.kill()
+    gate.open(forward=False)
+    assert move.source.status() == "postmigrate"
+    move.migrate = lab.run("migrate", "--qmp", move.source.qmp, "--resume")
+    move.arrived(resumes=None)
+
+
+def receive_killed_before_commit_is_read(lab):
+    """It holds a guest that may be its own, and asks: it is."""
+    move = Move(lab)
+    gate = move.link.hold("Commit")
+    move.begin()
+    gate.wait(LIMIT_S)
+    move.receive.kill()
+    gate.open(forward=False)
+    move.receive = lab.recover(move.target, "--recover")
+    move.arrived(resumes=None)
+
+
+def migrate_killed_before_the_commit_runs_the_guest_on(lab):
+    move = Move(lab)
+    gate = move.link.hold("Loaded")
+    move.begin()
+    gate.wait(LIMIT_S)
+    move.migrate.kill()
+    gate.open(forward=False)
+    assert move.source.status() != "running"
+    resumed = lab.run("migrate", "--qmp", move.source.qmp, "--resume")
+    assert "runs on here" in resumed.end(1)["error"], resumed.last
+    assert move.source.status() == "running"
+    move.source.works()
+
+
+def nothing_to_go_on_with_is_refused(lab):
+    source = lab.guest()
+    target = lab.target(source)
+    resumed = lab.run("migrate", "--qmp", source.qmp, "--resume")
+    assert "nothing to resume" in resumed.end(1)["error"], resumed.last
+    recovered = lab.run("receive", "--qmp", target.qmp, "--recover")
+    assert "nothing to recover" in recovered.end(1)["error"], recovered.last
+    lab.move(source, target)
+
+
+def a_second_migration_is_refused(lab):
+    move = Move(lab)
+    gate = move.until_pushing()
+    second = lab.run("migrate", "--qmp", move.source.qmp, "--to", move.link.address, "--postcopy")
+    assert "another pageferry is at work" in second.end(1)["error"], second.last
+    second = lab.run("receive", "--qmp", move.target.qmp, "--recover")
+    assert "another pageferry is at work" in second.end(1)["error"], second.last
+    gate.open()
+    move.arrived(resumes=0)
+
+
+def kill_child(command):
+    """The one that does the work; the one before may have been killed just now."""
+    found = []
+
+    def has_child():
+        with open(f"/proc/{command.pid}/task/{command.pid}/children", encoding="ascii") as f:
+            found[:] = f.read().split()
+        return found
+
+    vm_support.wait_for("there is a child", has_child)
+    os.kill(int(found[0]), signal.SIGKILL)
+
+
+def supervised_commands_go_on_by_themselves(lab):
+    """Killed in turn, three times each. It takes less than a second, unless this machine is busy."""
+    move = Move(lab, receive=("--supervise",), migrate=("--supervise",))
+    gate = move.until_pushing()
+    took = []
+    for n in range(6):
+        command = (move.receive, move.migrate)[n % 2]
+        following = move.link.hold("PageRun", "bulk")
+        begin = time.monotonic()
+        kill_child(command)
+        gate.open(forward=False)
+        assert command.event("restarted")["signal"] == signal.SIGKILL
+        following.wait(LIMIT_S)
+        took.append(time.monotonic() - begin)
+        print(f"  {command.name}: {took[-1]:.2f} s from the kill to the next pushed page")
+        gate = following
+    assert min(took) < 1, took
+    gate.open()
+    move.arrived(resumes=None)
+
+
+CASES = {f.__name__: f for f in (
+    receive_is_recovered, receive_is_recovered_again_and_again, migrate_is_resumed, both_are_killed_and_recovered,
+    migrate_killed_between_commit_and_its_answer, receive_killed_before_commit_is_read,
+    migrate_killed_before_the_commit_runs_the_guest_on, nothing_to_go_on_with_is_refused,
+    a_second_migration_is_refused, supervised_commands_go_on_by_themselves)}
+
+
+if __name__ == "__main__":
+    sys.exit(vm_support.main(CASES))

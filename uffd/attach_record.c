@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "uffd/attach_record.h"
+
+#include <stdio.h>
+
+int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
+			     struct ferry_attach_record *out, struct ferry_failure *f)
+{
+	char name[32];
+	int rc;
+
+	snprintf(name, sizeof(name), "attach-%d", (int)pid);
+	rc = ferry_keep_open(k, dir, name, f);
+	if (rc < 0)
+		return rc;
+	if (ferry_keep_read(k, out, sizeof(*out)) != FERRY_KEEP_FOUND || !out->n_regions ||
+	    out->n_regions > FERRY_MAX_REGIONS)
+		*out = (struct ferry_attach_record){0};
+	return 0;
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What an attach leaves for the one that recovers it: one record for each process whose memory is
+ * being filled, written before the process is touched.
+ */
+#ifndef FERRY_UFFD_ATTACH_RECORD_H
+#define FERRY_UFFD_ATTACH_RECORD_H
+
+#include "base/addr.h"
+#include "base/keep.h"
+#include "uffd/target.h"
+
+struct ferry_attach_record {
+	struct ferry_keep_head head; /* the process is the one that is filled */
+	struct ferry_addr from;
+	uint32_t n_bulk;
+	uint32_t n_regions;
+	struct ferry_target_region regions[FERRY_MAX_REGIONS];
+};
+
+/**
+ * ferry_attach_record_open() - the record of process @pid, from now on ours
+ * @dir: NULL for the default, see base/keep.h
+ * @out: what an earlier attach has left; ->n_regions is 0 when that is nothing
+ * Errors: -EBUSY (REFUSE) when another attach is at work on it; others: no record can be kept.
+ */
+int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
+			     struct ferry_attach_record *out, struct ferry_failure *f);
+
+#endif
