@@ -89,9 +89,8 @@ Test(options, the_output_is_not_touched_by_a_failure)
 	before = o;
 	cr_assert_eq(PARSE(&cmd_attach, &o, &f, "--bulk", "12"), -EINVAL);
 	cr_assert_eq(memcmp(&o, &before, sizeof(o)), 0);
-	cr_assert_str_eq(f.text, "--match is missing; add --match TEXT (which of its mappings: part of "
-				 "the name, or 0xSTART[-0xEND], as in /proc/PID/maps; may be given "
-				 "several times; the mappings are the server's regions, in this order)");
+	cr_assert_str_eq(f.text,
+			 "--pid is missing; add --pid PID (process whose memory is to be filled)");
 }
 
 Test(options, counts_are_tried_at_their_limits)
