@@ -34,10 +34,46 @@ class Failed(Exception):
     pass
 
 
+def missing():
+    """Why no guest can be moved here, or None."""
+    image = os.environ.get("PAGEFERRY_IMAGE_DIR") or os.path.join(GUEST, "..", "out", "guest-image")
+    if os.geteuid():
+        return "not run as root"
+    if not shutil.which("qemu-system-x86_64"):
+        return "no qemu-system-x86_64: run tests/setup demo"
+    if not os.path.exists(os.path.join(image, "vmlinuz")):
+        return "no guest image: run guest-test-vm/build-image"
+    return None
+
+
 def cpu_s(pid):
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as f:
         fields = f.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICK
+
+
+class Cost:
+    """CPU seconds of QEMUs since now, without what their guests' processors used: those work all the time."""
+
+    def __init__(self, *vms):
+        self.vms = []
+        for v in vms:
+            q = ferryvm.Qmp(v["qmp"])
+            self.vms.append((v["qemu_pid"], [c["thread-id"] for c in q.command("query-cpus-fast")]))
+            q.close()
+        self.before = self.now()
+
+    def now(self):
+        s = 0
+        for pid, guest in self.vms:
+            s += cpu_s(pid)
+            for thread in guest:
+                with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as f:
+                    s -= int(f.read().split()[0]) / 1e9
+        return s
+
+    def seconds(self):
+        return max(self.now() - self.before, 0)
 
 
 def start(args, rundir, name, role, native):
@@ -128,6 +164,10 @@ def move_qemu(a, b, preempt):
     return started, finish
 
 
+def ram_bytes(text):
+    return int(text[:-1]) << {"M": 20, "G": 30}[text[-1]]
+
+
 def rate_of(reports):
     (_, first), (_, last) = reports[0], reports[-1]
     return (last["ops"] - first["ops"]) / (last["t"] - first["t"])
@@ -169,26 +209,36 @@ def one_round(args, mode, base):
         records.append(rb)
         before, after = Watch(ra), Watch(rb)
         before.watch(WARM_S)
-        cpu = cpu_s(a["qemu_pid"]) + cpu_s(b["qemu_pid"])
+        cost = Cost(a, b)
         if native:
             started, finish = move_qemu(a, b, mode.endswith("preempt"))
         else:
             started, finish = move_pageferry(args, a, b)
-        end = time.monotonic() + WINDOW_S
+        end = time.monotonic() + args.window_s
         while time.monotonic() < end:
             before.poll()
             after.poll()
             time.sleep(0.005)
         result = finish()
-        result["qemu_cpu_s"] = cpu_s(a["qemu_pid"]) + cpu_s(b["qemu_pid"]) - cpu
+        result["qemu_cpu_s"] = cost.seconds()
+        result["cpu_s_per_gib"] = (result["engine_cpu_s"] + result["qemu_cpu_s"]) / (ram_bytes(args.mem) / (1 << 30))
         return measure(before, after, started, result)
     finally:
         for r in records:
             ferryvm.stop(r)
 
 
+def run_mode(args, mode):
+    """One move in this mode, in a folder of its own. Returns its figures; raises Failed."""
+    with tempfile.TemporaryDirectory(prefix="ferry-bench-") as base:
+        try:
+            return one_round(args, mode, base)
+        except ferryvm.VmError as e:
+            raise Failed(str(e)) from None
+
+
 def table(rounds):
-    keys = ("work_lost_ms", "longest_stall_ms", "full_speed_ms", "total_ms", "downtime_ms", "engine_cpu_s",
+    keys = ("work_lost_ms", "longest_stall_ms", "full_speed_ms", "total_ms", "downtime_ms", "cpu_s_per_gib",
             "stall_before_ms", "ops_per_s", "bad")
     lines = [f"{'median (spread)':<20}" + "".join(f"{m:>26}" for m in MODES)]
     medians = {}
@@ -199,7 +249,7 @@ def table(rounds):
             medians[m, k] = statistics.median(v)
             cells.append(f"{medians[m, k]:.1f} ({min(v):.1f}-{max(v):.1f})")
         lines.append(f"{k:<20}" + "".join(f"{c:>26}" for c in cells))
-    for k in ("work_lost_ms", "longest_stall_ms", "total_ms"):
+    for k in ("work_lost_ms", "longest_stall_ms", "total_ms", "cpu_s_per_gib"):
         peer = min(medians[m, k] for m in MODES[1:])
         lines.append(f"{k} against QEMU's better mode: {medians['pageferry', k] / peer:.3f}" if peer else "")
     return "\n".join(lines)
@@ -213,21 +263,21 @@ def main():
     p.add_argument("--ws", default="400M")
     p.add_argument("--accel", default="auto", choices=("auto", "tcg", "kvm"))
     p.add_argument("--json", help="where to write every round")
+    p.add_argument("--window-s", type=float, default=WINDOW_S, help="how long the guest is watched, seconds")
     args = p.parse_args()
     rounds = []
-    with tempfile.TemporaryDirectory(prefix="ferry-bench-") as base:
-        for i in range(args.rounds):
-            for mode in MODES[i % len(MODES):] + MODES[:i % len(MODES)]:
-                try:
-                    r = one_round(args, mode, base)
-                except (Failed, ferryvm.VmError) as e:
-                    print(f"bench: round {i}, {mode}: {e}", file=sys.stderr)
-                    return 1
-                r.update({"mode": mode, "round": i})
-                rounds.append(r)
-                print(f"round {i} {mode:<13} lost {r['work_lost_ms']:.0f} ms, longest stall "
-                      f"{r['longest_stall_ms']:.1f} ms, full speed after {r['full_speed_ms']:.0f} ms, "
-                      f"total {r['total_ms']:.0f} ms", file=sys.stderr, flush=True)
+    for i in range(args.rounds):
+        for mode in MODES[i % len(MODES):] + MODES[:i % len(MODES)]:
+            try:
+                r = run_mode(args, mode)
+            except Failed as e:
+                print(f"bench: round {i}, {mode}: {e}", file=sys.stderr)
+                return 1
+            r.update({"mode": mode, "round": i})
+            rounds.append(r)
+            print(f"round {i} {mode:<13} lost {r['work_lost_ms']:.0f} ms, longest stall "
+                  f"{r['longest_stall_ms']:.1f} ms, full speed after {r['full_speed_ms']:.0f} ms, "
+                  f"total {r['total_ms']:.0f} ms", file=sys.stderr, flush=True)
     print(table(rounds))
     if args.json:
         with open(args.json, "w", encoding="ascii") as f:
