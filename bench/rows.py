@@ -27,7 +27,8 @@ class Row:
 
 
 class Group:
-    rounds, quick_rounds = 7, 3
+    rounds, quick_rounds = 5, 3
+    warms = True  # a round that does not count comes first
     note = ""  # what was done because of this machine
 
     def __init__(self, parts):
@@ -94,7 +95,7 @@ class Floors(Group):
     def rows(self):
         us = {"round trip": "loopback, 32 bytes there and 4 KiB back, p50",
               "fault": "fault served in the same process, private memory, p50",
-              "fault-shared": "the same, shared memory"}
+              "fault-shared": "fault served in the same process, shared memory, p50"}
         rows = [Row(s.replace(" ", "-"), what, "us", get(s, "us", "p50"), None, sides=(s,)) for s, what in us.items()]
         return rows + [Row(s, f"{s}: rate", "GB/s", rate(s), None, sides=(s,)) for s in ("stream", *self.RATES)]
 
@@ -131,11 +132,11 @@ class Idle(Group):
         return [
             Row("service", "fault service p50, library, against fault + round trip floors", "us",
                 get("lazy", "service_us", "p50"), floor, ("<=", 1.25), ("round trip", "fault", "lazy")),
-            Row("service-attach", "the same, pageferry attach, shared memory", "us",
+            Row("service-attach", "fault service p50, pageferry attach to shared memory, against the floors", "us",
                 get("attach", "fault_us", "p50"), shared, ("<=", 1.25), ("round trip", "fault-shared", "attach")),
             Row("thread", "what the faulting thread waits p50, library, against the same floors", "us",
                 get("lazy", "touch_us", "p50"), floor, None, ("round trip", "fault", "lazy")),
-            Row("thread-p99", "the same at p99, against the plain handler's", "us",
+            Row("plain-p99", "what the faulting thread waits p99, against the plain handler's", "us",
                 get("lazy", "touch_us", "p99"), get("plain", "touch_us", "p99"), None, ("lazy", "plain")),
             Row("plain", "what the faulting thread waits p50, against the plain handler's", "us",
                 get("lazy", "touch_us", "p50"), get("plain", "touch_us", "p50"), None, ("lazy", "plain")),
@@ -149,7 +150,7 @@ class Push(Group):
     def sides(self):
         p, n = self.parts, (256 if self.quick else 1024) * MIB
         path = p.content(n)
-        plain_n = n // 8  # it takes long
+        plain_n = n // 16  # it takes long
         idle = ("--threads", 1, "--faults", 1500)
         busy = ("--threads", 1, "--push")
 
@@ -177,15 +178,15 @@ class Push(Group):
         return [
             Row("p50", "fault service p50 beside the push, against idle p50, library", "us",
                 get("lazy", "service_us", "p50"), idle, ("<=", 2), ("idle", "lazy")),
-            Row("p99", "the same at p99, against idle p50", "us",
+            Row("p99", "fault service p99 beside the push, against idle p50, library", "us",
                 get("lazy", "service_us", "p99"), idle, ("<=", 5), ("idle", "lazy")),
-            Row("p50-attach", "p50 beside the push, pageferry attach, shared memory", "us",
+            Row("p50-attach", "fault service p50 beside the push, against idle p50, pageferry attach", "us",
                 get("attach", "fault_us", "p50"), attach_idle, ("<=", 2), ("attach-idle", "attach")),
-            Row("p99-attach", "the same at p99, against idle p50", "us",
+            Row("p99-attach", "fault service p99 beside the push, against idle p50, pageferry attach", "us",
                 get("attach", "fault_us", "p99"), attach_idle, ("<=", 5), ("attach-idle", "attach")),
-            Row("plain", "what the faulting thread waits p50, against the plain handler's", "us",
+            Row("plain", "what the faulting thread waits beside the push p50, against the plain handler's", "us",
                 get("lazy", "touch_us", "p50"), get("plain", "touch_us", "p50"), None, ("lazy", "plain")),
-            Row("plain-p99", "the same at p99", "us",
+            Row("plain-p99", "what the faulting thread waits beside the push p99, against the plain handler's", "us",
                 get("lazy", "touch_us", "p99"), get("plain", "touch_us", "p99"), None, ("lazy", "plain")),
         ]
 
@@ -204,7 +205,7 @@ class Stream(Group):
 
         def plain():
             with p.plain_serve(path) as s:
-                return {**p.plain(s, n // 8, "--push"), "bytes": n // 8}
+                return {**p.plain(s, n // 16, "--push"), "bytes": n // 16}
 
         return {"link": lambda: p.run("link", "--what", "stream", "--bytes", n),
                 "shared": lambda: lazy("shared"), "anon": lambda: lazy("anon"), "plain": plain}
@@ -253,8 +254,7 @@ class Threads(Group):
 class Memory(Group):
     """What the engine itself needs, at most: private memory of attach and of serve."""
 
-    rounds = 3
-    quick_rounds = 1
+    rounds, quick_rounds, warms = 3, 1, False
 
     def sides(self):
         p, n, every = self.parts, (4 if self.quick else 16) * GIB, 64 if self.quick else 16
@@ -277,8 +277,7 @@ class Memory(Group):
 class Size(Group):
     """Does a larger guest cost more for each GiB, or each fault?"""
 
-    rounds = 3
-    quick_rounds = 1
+    rounds, quick_rounds = 3, 1
 
     def prepare(self):
         self.gib = (1, 2, 4) if self.quick else (1, 4, 16)
@@ -314,8 +313,7 @@ class Size(Group):
 class Clients(Group):
     """Many targets filled from one page server at once."""
 
-    rounds = 3
-    quick_rounds = 1
+    rounds, quick_rounds = 3, 1
 
     def sides(self):
         p = self.parts
@@ -343,8 +341,7 @@ class Clients(Group):
 class Delay(Group):
     """A long link: our forwarder passes every byte on so much later."""
 
-    rounds = 3
-    quick_rounds = 1
+    rounds, quick_rounds = 3, 1
     ms = 0
 
     def sides(self):
@@ -385,8 +382,7 @@ class Delay20(Delay):
 class Guest(Group):
     """The same Linux guest, moved by Pageferry and by QEMU's own post-copy, as the guest sees it."""
 
-    rounds = 5
-    quick_rounds = 1
+    rounds, quick_rounds, warms = 5, 1, False  # each guest is booted anew
 
     def prepare(self):
         why = vm.missing()
