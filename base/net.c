@@ -286,7 +286,7 @@ int ferry_net_read_all(int fd, void *buf, size_t len, int timeout_ms, int stop_f
 	char *p = buf;
 
 	while (len) {
-		ssize_t n = recv(fd, p, len, 0);
+		ssize_t n = recv(fd, p, len, MSG_DONTWAIT);
 
 		if (n > 0) {
 			p += n;
@@ -324,7 +324,7 @@ int ferry_net_writev_all(int fd, struct iovec *iov, int n_iov, int timeout_ms, i
 			iov++, n_iov--;
 			continue;
 		}
-		n = sendmsg(fd, &msg, MSG_NOSIGNAL);
+		n = sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (n < 0 && errno == EAGAIN) {
 			int rc = ferry_net_wait(fd, POLLOUT, timeout_ms, stop_fd);
 

@@ -54,7 +54,8 @@ void ferry_net_tune(int fd, enum ferry_net_class class);
 int ferry_net_wait(int fd, short events, int timeout_ms, int stop_fd);
 
 /*
- * Read or write all of it. @timeout_ms limits each wait for progress, -1 for none.
+ * Read or write all of it, of sockets in blocking mode or not. @timeout_ms limits each wait for
+ * progress, -1 for none.
  * Errors (LINK): -ECONNRESET when the peer closed first (also at the first byte), -ETIMEDOUT,
  * -ECANCELED on @stop_fd, or what the socket says.
  */

@@ -397,7 +397,7 @@ class Guest(Group):
 
     def rows(self):
         def better(key):
-            return lambda f: min(f[m][key] for m in vm.MODES[1:])
+            return lambda f: min(f[m][key] for m in vm.PEERS)
         rows = [
             ("lost", "guest's work lost", "ms", "work_lost_ms", ("<=", 0.1)),
             ("stall", "guest's longest stall", "ms", "longest_stall_ms", ("<=", 0.05)),

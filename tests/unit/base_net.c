@@ -274,6 +274,20 @@ Test(net, waiting_is_limited_and_can_be_stopped)
 	ferry_close(ends[0]);
 }
 
+/* A limit holds for descriptors in blocking mode as well. */
+Test(net, blocking_sockets_do_not_block)
+{
+	static const char much[1 << 20];
+	int ends[2];
+	char got[4];
+
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+	cr_assert_eq(ferry_net_read_all(ends[1], got, 4, SOON_MS, -1), -ETIMEDOUT);
+	cr_assert_eq(ferry_net_write_all(ends[0], much, sizeof(much), SOON_MS, -1), -ETIMEDOUT);
+	ferry_close(ends[0]);
+	ferry_close(ends[1]);
+}
+
 Test(net, reading_says_why_it_ended)
 {
 	_cleanup_close_ int stop = eventfd(1, EFD_CLOEXEC);

@@ -156,6 +156,17 @@ class Monitor(ferryvm.Qmp):
         except (OSError, ferryvm.VmError):
             self.read_last_words()
 
+    def answers(self):
+        """Whether an answer comes at once; the events before it are read."""
+        self.sock.settimeout(1)
+        try:
+            self.command("query-status")
+            return True
+        except (OSError, ferryvm.VmError):
+            return False
+        finally:
+            self.sock.settimeout(LIMIT_S)
+
     def read_last_words(self):
         try:
             while True:
@@ -199,6 +210,14 @@ class Vm:
             self.reports.append({k: float(v) for k, v in m.groupdict().items()})
             assert self.reports[-1]["bad"] == 0, f"{self.name}: {line}"
 
+    def never_ran(self):
+        """No guest has run here. Its QEMU may wait for a page that won't come, and answer to nothing."""
+        self.look()
+        assert not self.reports, "the guest ran at the target"
+        wait_for("the target's QEMU answers, ends or waits for a page",
+                 lambda: self.monitor.answers() or not self.is_alive() or self.waits_for_pages())
+        assert "RESUME" not in self.events_so_far(), self.events_so_far()
+
     def look(self):
         """Reads what the guest has said so far."""
         for line in self.console.lines():
@@ -227,6 +246,9 @@ class Vm:
     def events(self):
         """The names of what happened to the guest since this QEMU was started."""
         self.monitor.catch_up()
+        return self.events_so_far()
+
+    def events_so_far(self):
         return [e["event"] for _, e in self.monitor.events if e.get("event") in ("STOP", "RESUME", "SHUTDOWN")]
 
     def settings(self):
