@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/addr.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -74,4 +75,16 @@ void ferry_addr_format(const struct ferry_addr *a, char *out)
 		snprintf(out, FERRY_ADDR_TEXT_MAX, "[%s]:%s", a->host, a->port);
 	else
 		snprintf(out, FERRY_ADDR_TEXT_MAX, "%s:%s", a->host, a->port);
+}
+
+bool ferry_addr_is_local(const struct ferry_addr *a)
+{
+	struct in6_addr v6;
+	struct in_addr v4;
+
+	if (a->is_unix || !strcmp(a->host, "localhost"))
+		return true;
+	if (inet_pton(AF_INET, a->host, &v4) == 1)
+		return ntohl(v4.s_addr) >> 24 == IN_LOOPBACKNET;
+	return inet_pton(AF_INET6, a->host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
 }

@@ -170,6 +170,19 @@ static int connect_wait(int fd, const struct sockaddr *sa, socklen_t len, uint64
 	return -err;
 }
 
+/* Loopback's port that nobody listens on may be the one that the kernel gives us: then we talk to
+ * ourselves, and whoever wants to listen there can't. */
+static bool is_own_end(int fd)
+{
+	struct sockaddr_storage here = {0}, there = {0};
+	socklen_t here_len = sizeof(here), there_len = sizeof(there);
+
+	return !getsockname(fd, (struct sockaddr *)&here, &here_len) &&
+	       !getpeername(fd, (struct sockaddr *)&there, &there_len) &&
+	       here.ss_family != AF_UNIX && here_len == there_len &&
+	       !memcmp(&here, &there, here_len);
+}
+
 static int dial_one(int family, const struct sockaddr *sa, socklen_t len, uint64_t deadline_ns,
 		    int stop_fd)
 {
@@ -180,6 +193,8 @@ static int dial_one(int family, const struct sockaddr *sa, socklen_t len, uint64
 	if (fd < 0)
 		return -errno;
 	rc = connect_wait(fd, sa, len, deadline_ns, stop_fd);
+	if (!rc && is_own_end(fd))
+		rc = -ECONNREFUSED;
 	return rc < 0 ? rc : TAKE_FD(fd);
 }
 

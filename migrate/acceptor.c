@@ -26,6 +26,7 @@
 #include "base/net.h"
 #include "base/util.h"
 #include "protocol/connection.h"
+#include "tls/gate.h"
 #include "uffd/channel.h"
 
 #define HELLO_LIMIT_NS (5ull * FERRY_NS_PER_S)
@@ -47,12 +48,13 @@ struct slot {
 	enum slot_state state;
 	int fd; /* owned while not free */
 	uint64_t since_ns, deadline_ns;
+	char name[FERRY_GATE_NAME_MAX]; /* of the peer, for the log */
 	size_t have;
 	uint8_t buffer[FERRY_FRAME_HEADER_BYTES + HELLO_MAX_BYTES];
 };
 
 struct ferry_acceptor {
-	int listen_fd; /* borrowed */
+	struct ferry_gate *gate; /* owned */
 	const struct ferry_log *log;
 	int stop_fd, ready_fd; /* owned: eventfds */
 	pthread_t thread;
@@ -78,30 +80,11 @@ static void free_slot(struct slot *s)
 	s->state = SLOT_FREE;
 }
 
-/* The peer's address, for the log. */
-static void describe(int fd, char *out, size_t size)
-{
-	struct sockaddr_storage ss = {0};
-	socklen_t len = sizeof(ss);
-	char host[NI_MAXHOST], port[NI_MAXSERV];
-
-	snprintf(out, size, "a local process");
-	if (getpeername(fd, (struct sockaddr *)&ss, &len) < 0 || ss.ss_family == AF_UNIX)
-		return;
-	if (!getnameinfo((struct sockaddr *)&ss, len, host, sizeof(host), port, sizeof(port),
-			 NI_NUMERICHOST | NI_NUMERICSERV))
-		snprintf(out, size, ss.ss_family == AF_INET6 ? "[%.64s]:%.8s" : "%.64s:%.8s", host,
-			 port);
-}
-
 /* Say why not, and leave the peer some time to read it. */
 static void refuse(struct ferry_acceptor *a, struct slot *s, enum ferry_error_code code,
 		   const char *text)
 {
-	char who[128];
-
-	describe(s->fd, who, sizeof(who));
-	ferry_warn(a->log, "a connection from %s was refused: %s", who, text);
+	ferry_warn(a->log, "a connection from %s was refused: %s", s->name, text);
 	ferry_channel_refuse(s->fd, code, text);
 	shutdown(s->fd, SHUT_WR);
 	s->state = SLOT_TELLING;
@@ -124,17 +107,19 @@ static struct slot *find_slot(struct ferry_acceptor *a)
 
 static void accept_one(struct ferry_acceptor *a)
 {
-	int fd = ferry_net_accept(a->listen_fd);
+	char name[FERRY_GATE_NAME_MAX];
+	int fd = ferry_gate_accept(a->gate, name);
 	struct slot *s;
 
 	if (fd < 0) {
-		if (fd != -EAGAIN && fd != -ECONNABORTED && fd != -EINTR)
+		if (fd != -EAGAIN)
 			ferry_warn(a->log, "a connection could not be accepted: %s", strerror(-fd));
 		return;
 	}
 	s = find_slot(a);
 	s->state = SLOT_HELLO;
 	s->fd = fd;
+	memcpy(s->name, name, sizeof(s->name));
 	s->have = 0;
 	s->since_ns = ferry_now_ns();
 	s->deadline_ns = s->since_ns + HELLO_LIMIT_NS;
@@ -313,7 +298,7 @@ static void *run(void *arg)
 
 	for (;;) {
 		p[0] = (struct pollfd){.fd = a->stop_fd, .events = POLLIN};
-		p[1] = (struct pollfd){.fd = a->listen_fd, .events = POLLIN};
+		p[1] = (struct pollfd){.fd = ferry_gate_fd(a->gate), .events = POLLIN};
 		for (size_t i = 0; i < FERRY_ARRAY_SIZE(a->slots); i++)
 			p[2 + i] = (struct pollfd){.fd = a->slots[i].fd, .events = POLLIN};
 		if (poll(p, FERRY_ARRAY_SIZE(p), next_timeout(a)) < 0)
@@ -334,15 +319,14 @@ static void *run(void *arg)
 	}
 }
 
-int ferry_acceptor_start(struct ferry_acceptor **out, int listen_fd, const struct ferry_log *log,
-			 struct ferry_failure *f)
+int ferry_acceptor_start(struct ferry_acceptor **out, int listen_fd, struct ferry_tls *tls,
+			 const struct ferry_log *log, struct ferry_failure *f)
 {
 	struct ferry_acceptor *a = calloc(1, sizeof(*a));
 	int rc;
 
 	if (!a)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "acceptor");
-	a->listen_fd = listen_fd;
 	a->log = log;
 	a->waiting_fd = -1;
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(a->slots); i++)
@@ -351,6 +335,8 @@ int ferry_acceptor_start(struct ferry_acceptor **out, int listen_fd, const struc
 	a->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	a->ready_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	rc = a->stop_fd < 0 || a->ready_fd < 0 ? -errno : ferry_arena_init(&a->arena);
+	if (!rc)
+		rc = ferry_gate_open(&a->gate, listen_fd, tls, log, f);
 	if (!rc)
 		rc = -pthread_create(&a->thread, NULL, run, a);
 	if (rc < 0) {
@@ -373,6 +359,7 @@ void ferry_acceptor_stop(struct ferry_acceptor *a)
 	}
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(a->slots); i++)
 		free_slot(&a->slots[i]);
+	ferry_gate_close(a->gate);
 	ferry_close(a->waiting_fd);
 	ferry_close(a->stop_fd);
 	ferry_close(a->ready_fd);

@@ -10,20 +10,22 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "protocol/message.h"
+#include "tls/tls.h"
 #include "uffd/target.h"
 
 struct ferry_acceptor;
 
-/* Connections that have not said Hello. When one more comes, the oldest is closed. */
+/* Connections that were let in and have not said Hello. When one more comes, the oldest is closed. */
 #define FERRY_ACCEPTOR_MAX_PENDING 32u
 
 /**
  * ferry_acceptor_start() - begin to accept
  * @listen_fd: non-blocking; borrowed until _stop
+ * @tls:       borrowed until _stop; NULL for plain connections
  * Errors: negative errno (REFUSE) in @f.
  */
-int ferry_acceptor_start(struct ferry_acceptor **out, int listen_fd, const struct ferry_log *log,
-			 struct ferry_failure *f);
+int ferry_acceptor_start(struct ferry_acceptor **out, int listen_fd, struct ferry_tls *tls,
+			 const struct ferry_log *log, struct ferry_failure *f);
 
 /* Ends the thread and closes what was not handed on. NULL is fine. */
 void ferry_acceptor_stop(struct ferry_acceptor *a);

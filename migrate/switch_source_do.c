@@ -79,7 +79,11 @@ static enum ferry_switch_event link_failed(struct ferry_switch_source *s, int rc
 static int open_sources(struct ferry_switch_source *s)
 {
 	struct ferry_server_config config = {
-		.sources = s->sources, .n_sources = s->qemu.n_ram, .log = s->config->log};
+		.sources = s->sources,
+		.n_sources = s->qemu.n_ram,
+		.tls = s->config->tls,
+		.log = s->config->log,
+	};
 
 	for (uint32_t i = 0; i < s->qemu.n_ram; i++) {
 		struct ferry_qemu_ram *r = &s->qemu.ram[i];
@@ -95,7 +99,7 @@ static int open_sources(struct ferry_switch_source *s)
 
 static int open_link(struct ferry_switch_source *s, int timeout_ms, struct ferry_failure *f)
 {
-	int rc = ferry_channel_dial(&s->link, &s->config->to, &s->hello, timeout_ms,
+	int rc = ferry_channel_dial(&s->link, s->config->tls, &s->config->to, &s->hello, timeout_ms,
 				    s->config->stop_fd, f);
 
 	/* Also when it failed: the target may have seen this one, and takes none that is not newer.

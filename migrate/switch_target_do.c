@@ -66,7 +66,7 @@ enum ferry_switch_event ferry_target_side_take_link(struct ferry_switch_target *
 		return FERRY_EV_NOTHING;
 	/* A newer one of the same session: the source has lost the old one. */
 	ferry_target_side_close_link(s);
-	if (ferry_channel_welcome(&s->link, fd, FERRY_SIDE_TARGET, &hello, &why) < 0) {
+	if (ferry_channel_welcome(&s->link, s->config->tls, fd, FERRY_SIDE_TARGET, &hello, &why) < 0) {
 		s->why = why;
 		return FERRY_EV_LINK_LOST;
 	}
@@ -199,7 +199,8 @@ enum ferry_switch_event ferry_target_side_check(struct ferry_switch_target *s)
 		ferry_fail_prefix(&s->why, "target");
 		return event;
 	}
-	rc = ferry_acceptor_start(&s->acceptor, s->config->listen_fd, s->config->log, &s->why);
+	rc = ferry_acceptor_start(&s->acceptor, s->config->listen_fd, s->config->tls,
+				  s->config->log, &s->why);
 	if (rc < 0)
 		return event == FERRY_EV_CHECKED ? FERRY_EV_FAILED : FERRY_EV_ORPHAN_LEFT;
 	ferry_watch_add(&s->watch, ferry_acceptor_fd(s->acceptor), FERRY_WATCH_ACCEPTOR);
@@ -249,6 +250,7 @@ static int make_target(struct ferry_switch_target *s, bool adopt)
 		.adopt = adopt,
 		.max_bytes_per_second = s->config->max_bytes_per_second,
 		.no_trace = s->config->no_trace,
+		.tls = s->config->tls,
 		.log = s->config->log,
 	};
 	uint64_t begin = ferry_now_ns();

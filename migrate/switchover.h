@@ -79,6 +79,7 @@ struct ferry_receive_config {
 	int stop_fd; /* readable: give up (before the guest runs), or leave (after); -1 for none */
 	uint64_t max_bytes_per_second; /* of the push; 0: no limit */
 	bool no_trace;		       /* keep no records of faults */
+	struct ferry_tls *tls;	       /* of all connections; borrowed; NULL: plain */
 	const char *state_dir; /* for what must outlive us, see journal.h; NULL: a default */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;
@@ -102,6 +103,7 @@ struct ferry_migrate_config {
 	struct ferry_addr to;
 	int stop_fd;	       /* readable: cancel (before Commit), or leave (after); -1 for none */
 	uint32_t n_bulk;       /* bulk connections; 0: a default of 1 */
+	struct ferry_tls *tls; /* as above */
 	const char *state_dir; /* as above */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;

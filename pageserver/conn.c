@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,19 +15,6 @@
 #define CONTROL_BYTES	  4096u
 #define CONTROL_MAX_BYTES (FERRY_MAX_ENCODED_BYTES + FERRY_MAX_CONTROL_BYTES)
 #define URGENT_BYTES	  (32u * 1024)
-
-static void name_peer(struct ferry_conn *c)
-{
-	struct sockaddr_storage ss;
-	socklen_t len = sizeof(ss);
-	char host[64], port[8];
-
-	snprintf(c->name, sizeof(c->name), "a local peer");
-	if (!getpeername(c->fd, (struct sockaddr *)&ss, &len) && ss.ss_family != AF_UNIX &&
-	    !getnameinfo((struct sockaddr *)&ss, len, host, sizeof(host), port, sizeof(port),
-			 NI_NUMERICHOST | NI_NUMERICSERV))
-		snprintf(c->name, sizeof(c->name), "%s port %s", host, port);
-}
 
 static void free_conn(struct ferry_conn *c)
 {
@@ -59,14 +45,14 @@ int ferry_conn_prepare_role(struct ferry_conn *c)
 
 	switch (c->proto.hello.role) {
 	case FERRY_ROLE_CONTROL:
-		ferry_net_tune(c->fd, FERRY_NET_CONTROL);
+		ferry_tls_tune(c->server->config.tls, c->fd, FERRY_NET_CONTROL);
 		return resize_in(c, CONTROL_BYTES);
 	case FERRY_ROLE_URGENT:
-		ferry_net_tune(c->fd, FERRY_NET_URGENT);
+		ferry_tls_tune(c->server->config.tls, c->fd, FERRY_NET_URGENT);
 		rc = ferry_urgent_new(&c->urgent, c->server);
 		return rc < 0 ? rc : resize_in(c, URGENT_BYTES);
 	default:
-		ferry_net_tune(c->fd, FERRY_NET_BULK);
+		ferry_tls_tune(c->server->config.tls, c->fd, FERRY_NET_BULK);
 		return 0;
 	}
 }
@@ -74,8 +60,8 @@ int ferry_conn_prepare_role(struct ferry_conn *c)
 static void recv_done(struct ferry_server *s, struct ferry_op *op, int res);
 static void send_done(struct ferry_server *s, struct ferry_op *op, int res);
 
-int ferry_conn_new(struct ferry_server *s, int fd, const struct ferry_hello *hello,
-		   uint64_t features, struct ferry_conn **out)
+int ferry_conn_new(struct ferry_server *s, int fd, const char *name,
+		   const struct ferry_hello *hello, uint64_t features, struct ferry_conn **out)
 {
 	struct ferry_conn *c = calloc(1, sizeof(*c));
 	int rc;
@@ -93,7 +79,7 @@ int ferry_conn_new(struct ferry_server *s, int fd, const struct ferry_hello *hel
 		free_conn(c);
 		return rc;
 	}
-	name_peer(c);
+	snprintf(c->name, sizeof(c->name), "%s", name);
 	/* On a non-blocking socket the ring would report EAGAIN instead of waiting. */
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
 	c->rx_ns = ferry_now_ns();
@@ -106,7 +92,7 @@ int ferry_conn_new(struct ferry_server *s, int fd, const struct ferry_hello *hel
 				   FERRY_CONNECTION_OPEN);
 	} else {
 		ferry_connection_accept(&c->proto, FERRY_SIDE_SOURCE);
-		ferry_net_tune(fd, FERRY_NET_CONTROL);
+		ferry_tls_tune(s->config.tls, fd, FERRY_NET_CONTROL);
 		c->deadline_ns = c->rx_ns + HANDSHAKE_NS;
 	}
 	c->next = s->conns;

@@ -73,7 +73,8 @@ uint32_t ferry_dialer_n_bulk(const struct ferry_dialer *d)
 }
 
 /* Takes one socket from a dialer that has one. Return: -1 when none has. */
-static int take_one(struct ferry_server *s, struct ferry_hello *hello, uint64_t *features)
+static int take_one(struct ferry_server *s, struct ferry_hello *hello, uint64_t *features,
+		    char *name)
 {
 	int fd = -1;
 
@@ -82,6 +83,7 @@ static int take_one(struct ferry_server *s, struct ferry_hello *hello, uint64_t 
 		fd = TAKE_FD(d->fd);
 		*hello = d->hello;
 		*features = d->features;
+		ferry_addr_format(&d->to, name);
 		pthread_cond_signal(&d->cond);
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -90,14 +92,15 @@ static int take_one(struct ferry_server *s, struct ferry_hello *hello, uint64_t 
 
 void ferry_dialers_take(struct ferry_server *s)
 {
+	char name[FERRY_ADDR_TEXT_MAX];
 	struct ferry_hello hello;
 	uint64_t features;
 	int fd;
 
-	while ((fd = take_one(s, &hello, &features)) >= 0) {
+	while ((fd = take_one(s, &hello, &features, name)) >= 0) {
 		struct ferry_conn *c;
 
-		if (ferry_conn_new(s, fd, &hello, features, &c) < 0)
+		if (ferry_conn_new(s, fd, name, &hello, features, &c) < 0)
 			continue;
 		ferry_peer_admit(c);
 		ferry_conn_process(c);
@@ -156,10 +159,10 @@ static int open_one(struct ferry_dialer *d, const struct ferry_hello *hello, uin
 
 	if (!m)
 		return ferry_fail_errno(f, FERRY_LINK, -ENOMEM, "handshake");
-	fd = ferry_net_dial(&d->to, DIAL_TIMEOUT_MS, d->server->stop_fd, f);
+	fd = ferry_tls_dial(d->server->config.tls, &d->to, FERRY_NET_CONTROL, DIAL_TIMEOUT_MS,
+			    d->server->stop_fd, f);
 	if (fd < 0)
 		return fd;
-	ferry_net_tune(fd, FERRY_NET_CONTROL);
 	ferry_connection_dial(&proto, hello, m);
 	rc = ferry_message_encode(m, out, sizeof(out));
 	if (rc > 0)
@@ -168,8 +171,10 @@ static int open_one(struct ferry_dialer *d, const struct ferry_hello *hello, uin
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_LINK, rc, "Hello");
 	rc = read_answer(d, fd, m, f);
-	if (rc < 0)
+	if (rc < 0) {
+		(void)ferry_tls_explain(d->server->config.tls, fd, f);
 		return rc;
+	}
 	rc = ferry_connection_check(&proto, m, &code, why);
 	if (rc == -ECONNREFUSED)
 		return ferry_fail(f, consequence(d, m->error.code), rc, "the target says: %s", why);

@@ -97,11 +97,10 @@ static void listener_done(struct ferry_server *s, struct ferry_op *op, int res)
 
 	l->armed = false;
 	for (int i = 0; res >= 0 && i < ACCEPT_BATCH; i++) {
+		char name[FERRY_GATE_NAME_MAX];
 		struct ferry_conn *c;
-		int fd = ferry_net_accept(l->fd);
+		int fd = ferry_gate_accept(l->gate, name);
 
-		if (fd == -ECONNABORTED)
-			continue;
 		if (fd < 0) {
 			if (fd == -EAGAIN)
 				return;
@@ -110,7 +109,7 @@ static void listener_done(struct ferry_server *s, struct ferry_op *op, int res)
 			l->paused = true;
 			return;
 		}
-		if (ferry_conn_new(s, fd, NULL, 0, &c) < 0)
+		if (ferry_conn_new(s, fd, name, NULL, 0, &c) < 0)
 			continue;
 		limit_handshakes(s);
 	}
@@ -137,7 +136,7 @@ static void arm(struct ferry_server *s)
 		if (l->armed || l->paused)
 			continue;
 		l->op.done = listener_done;
-		arm_poll(s, &l->op, l->fd);
+		arm_poll(s, &l->op, ferry_gate_fd(l->gate));
 		l->armed = true;
 	}
 }

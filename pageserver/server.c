@@ -137,11 +137,17 @@ int ferry_server_new(struct ferry_server **out, const struct ferry_server_config
 
 int ferry_server_listen(struct ferry_server *s, int listen_fd)
 {
-	if (s->n_listeners == MAX_LISTENERS) {
+	struct ferry_listener *l = &s->listeners[s->n_listeners];
+	int rc = -ENOSPC;
+
+	if (s->n_listeners < MAX_LISTENERS)
+		rc = ferry_gate_open(&l->gate, listen_fd, s->config.tls, s->log, NULL);
+	if (rc < 0) {
 		ferry_close(listen_fd);
-		return -ENOSPC;
+		return rc;
 	}
-	s->listeners[s->n_listeners++].fd = listen_fd;
+	l->fd = listen_fd;
+	s->n_listeners++;
 	return 0;
 }
 
@@ -213,8 +219,10 @@ int ferry_server_start(struct ferry_server *s, struct ferry_failure *f)
 
 static void close_listeners(struct ferry_server *s)
 {
-	for (uint32_t i = 0; i < s->n_listeners; i++)
+	for (uint32_t i = 0; i < s->n_listeners; i++) {
+		ferry_gate_close(s->listeners[i].gate);
 		ferry_close(s->listeners[i].fd);
+	}
 	s->n_listeners = 0;
 }
 

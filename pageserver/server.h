@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "pageserver/source.h"
 #include "protocol/message.h"
+#include "tls/tls.h"
 
 struct ferry_server;
 
@@ -31,6 +32,7 @@ struct ferry_server_config {
 	uint32_t state_bytes;
 	uint32_t max_sessions;	       /* 0: a default of 64 */
 	uint64_t max_bytes_per_second; /* of each session's push, not of urgent pages; 0: none */
+	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
 	const struct ferry_log *log;   /* borrowed; may be NULL */
 };
 
@@ -55,7 +57,7 @@ int ferry_server_new(struct ferry_server **out, const struct ferry_server_config
 		     struct ferry_failure *f);
 
 /* Serve targets that connect to @listen_fd (given, on error too; non-blocking). Call before _start;
- * up to eight times. Errors: -ENOSPC. */
+ * up to eight times. Errors: -ENOSPC, -ENOMEM and others. */
 int ferry_server_listen(struct ferry_server *s, int listen_fd);
 
 /**

@@ -45,6 +45,7 @@
 #include "pageserver/server.h"
 #include "pageserver/session.h"
 #include "protocol/connection.h"
+#include "tls/gate.h"
 
 #define HANDSHAKE_NS   (5ull * FERRY_NS_PER_S)
 #define MAX_HANDSHAKES 128u
@@ -75,7 +76,8 @@ struct ferry_op {
 
 struct ferry_listener {
 	struct ferry_op op;
-	int fd; /* owned */
+	struct ferry_gate *gate; /* owned */
+	int fd;			 /* owned */
 	bool armed;
 	bool paused; /* accept failed; again at the next tick */
 };
@@ -123,13 +125,14 @@ struct ferry_conn {
 	struct iovec out_iov[CONN_OUT_IOVS];
 	size_t n_out_iov, out_iov_done;
 	struct ferry_urgent *urgent; /* owned; on urgent connections */
-	char name[80];		     /* of the peer, for the log */
+	char name[FERRY_GATE_NAME_MAX]; /* of the peer, for the log */
 };
 
-/* Take a connected socket (given, on error too). A dialed one is open already: @hello was sent by
- * us and answered with @features. NULL: we accepted it, and Hello is awaited. */
-int ferry_conn_new(struct ferry_server *s, int fd, const struct ferry_hello *hello,
-		   uint64_t features, struct ferry_conn **out);
+/* Take a connection (given, on error too) with the peer that is called @name. A dialed one is open
+ * already: @hello was sent by us and answered with @features. NULL: we accepted it, and Hello is
+ * awaited. */
+int ferry_conn_new(struct ferry_server *s, int fd, const char *name,
+		   const struct ferry_hello *hello, uint64_t features, struct ferry_conn **out);
 
 /* Its role is known: buffers and socket options for it. Errors: -ENOMEM. */
 int ferry_conn_prepare_role(struct ferry_conn *c);

@@ -16,6 +16,7 @@
 #include "tools/job.h"
 #include "tools/json.h"
 #include "tools/mappings.h"
+#include "tools/secure.h"
 #include "uffd/attach_record.h"
 #include "uffd/kernel.h"
 #include "uffd/target.h"
@@ -48,6 +49,7 @@ static const struct option_def attach_options[] = {
 	 .kind = OPTION_FLAG,
 	 OPTION_AT(recover)},
 	OPTION_SUPERVISE,
+	OPTIONS_SECURE_DIAL,
 	OPTION_MAX_RATE,
 	OPTION_BULK,
 	OPTIONS_TRACE,
@@ -66,7 +68,7 @@ static int check(const struct options *o, struct ferry_failure *f)
 	if (!o->from.given && !o->recover)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "--from is missing; add --from ADDR (address of the page server)");
-	return 0;
+	return secure_check(o, o->from.given ? &o->from.addr : NULL, f);
 }
 
 struct attach {
@@ -181,6 +183,7 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 		.n_bulk = a->record.n_bulk,
 		.max_bytes_per_second = o->max_rate,
 		.no_trace = o->no_trace,
+		.tls = a->job.tls,
 		.log = &a->job.report.log,
 	};
 	int rc = open_uffd(a, &config.uffd, o, f);
@@ -202,9 +205,13 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 	unsigned int needs = isolation_need_of_process(o->pid);
 	int rc = job_open(&a->job, "attach", o, f);
 
+	if (!rc)
+		rc = job_secure(&a->job, o, false, f);
 	if (rc < 0)
 		return rc;
 	rc = plan(a, o, f);
+	if (!rc)
+		rc = secure_check(o, &a->record.from, f);
 	if (rc < 0)
 		return rc;
 	if (a->record.from.is_unix)

@@ -8,6 +8,7 @@
 #include "tools/isolation.h"
 #include "tools/job.h"
 #include "tools/json.h"
+#include "tools/secure.h"
 
 static const struct option_def migrate_options[] = {
 	{.name = "qmp",
@@ -32,6 +33,7 @@ static const struct option_def migrate_options[] = {
 	 .kind = OPTION_FLAG,
 	 OPTION_AT(resume)},
 	OPTION_SUPERVISE,
+	OPTIONS_SECURE_DIAL,
 	OPTION_BULK,
 	OPTION_CONTROL,
 	OPTIONS_COMMON,
@@ -40,7 +42,7 @@ static const struct option_def migrate_options[] = {
 static int check(const struct options *o, struct ferry_failure *f)
 {
 	if (o->resume)
-		return 0;
+		return secure_check(o, o->to.given ? &o->to.addr : NULL, f);
 	if (!o->to.given)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "--to is missing; add --to ADDR (address that 'pageferry receive' "
@@ -49,7 +51,7 @@ static int check(const struct options *o, struct ferry_failure *f)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "only post-copy is there, which a guest does not survive if the "
 				  "source is lost halfway; add --postcopy to ask for it");
-	return 0;
+	return secure_check(o, &o->to.addr, f);
 }
 
 static void on_stage(void *ctx, enum ferry_stage stage)
@@ -86,6 +88,10 @@ static int start(struct job *j, const struct options *o, const struct ferry_addr
 	unsigned int needs = ISOLATION_PTRACE | ISOLATION_PROC | isolation_need_of_socket(o->qmp);
 	int rc = job_open(j, "migrate", o, f);
 
+	if (!rc)
+		rc = secure_check(o, to->is_unix || to->port[0] ? to : NULL, f);
+	if (!rc)
+		rc = job_secure(j, o, false, f);
 	if (rc < 0)
 		return rc;
 	if (to->is_unix)
@@ -121,6 +127,7 @@ static int migrate(struct job *j, const struct options *o, const struct ferry_ad
 		.to = *to,
 		.stop_fd = j->stop_fd,
 		.n_bulk = o->n_bulk,
+		.tls = j->tls,
 		.log = &j->report.log,
 		.observer = {.stage = on_stage, .progress = on_progress, .ctx = j},
 	};

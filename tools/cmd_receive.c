@@ -10,6 +10,7 @@
 #include "tools/isolation.h"
 #include "tools/job.h"
 #include "tools/json.h"
+#include "tools/secure.h"
 
 static const struct option_def receive_options[] = {
 	{.name = "qmp",
@@ -30,6 +31,7 @@ static const struct option_def receive_options[] = {
 	 .kind = OPTION_FLAG,
 	 OPTION_AT(recover)},
 	OPTION_SUPERVISE,
+	OPTIONS_SECURE_LISTEN,
 	OPTION_MAX_RATE,
 	OPTIONS_TRACE,
 	OPTION_METRICS,
@@ -43,7 +45,7 @@ static int check(const struct options *o, struct ferry_failure *f)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "--listen is missing; add --listen ADDR (address that 'pageferry "
 				  "migrate' dials)");
-	return 0;
+	return secure_check(o, o->listen.given ? &o->listen.addr : NULL, f);
 }
 
 struct receive {
@@ -106,9 +108,13 @@ static int start(struct receive *r, const struct options *o, struct ferry_failur
 	struct ferry_addr wanted;
 	int rc = job_open(&r->job, "receive", o, f);
 
+	if (!rc)
+		rc = job_secure(&r->job, o, true, f);
 	if (rc < 0)
 		return rc;
 	rc = find_address(o, &wanted, f);
+	if (!rc)
+		rc = secure_check(o, &wanted, f);
 	if (rc < 0)
 		return rc;
 	r->listen_fd = ferry_net_listen(&wanted, f);
@@ -154,6 +160,7 @@ static int receive(struct receive *r, const struct options *o)
 		.stop_fd = r->job.stop_fd,
 		.max_bytes_per_second = o->max_rate,
 		.no_trace = o->no_trace,
+		.tls = r->job.tls,
 		.log = &r->job.report.log,
 		.observer = {.stage = on_stage, .progress = on_progress, .trace = on_trace, .ctx = r},
 	};

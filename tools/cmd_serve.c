@@ -13,6 +13,7 @@
 #include "tools/job.h"
 #include "tools/json.h"
 #include "tools/mappings.h"
+#include "tools/secure.h"
 
 #define LOOK_MS 100 /* how often the counters are read */
 
@@ -40,6 +41,7 @@ static const struct option_def serve_options[] = {
 	 .kind = OPTION_ADDR_LISTEN,
 	 .required = true,
 	 OPTION_AT(listen)},
+	OPTIONS_SECURE_LISTEN,
 	OPTION_MAX_RATE,
 	{.name = "max-sessions",
 	 .arg = "N",
@@ -73,7 +75,7 @@ static int check(const struct options *o, struct ferry_failure *f)
 	if (o->matches.n && !o->pid)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "--pid is missing; add --pid PID (whose mappings --match means)");
-	return 0;
+	return secure_check(o, &o->listen.addr, f);
 }
 
 struct serve {
@@ -128,6 +130,7 @@ static int open_server(struct serve *s, const struct options *o, struct ferry_fa
 		.n_sources = s->n_sources,
 		.max_sessions = o->max_sessions,
 		.max_bytes_per_second = o->max_rate,
+		.tls = s->job.tls,
 		.log = &s->job.report.log,
 	};
 	int rc = ferry_server_new(&s->server, &config, f);
@@ -145,6 +148,8 @@ static int start(struct serve *s, const struct options *o, struct ferry_failure 
 	struct ferry_addr local;
 	int rc = job_open(&s->job, "serve", o, f);
 
+	if (!rc)
+		rc = job_secure(&s->job, o, true, f);
 	if (rc < 0)
 		return rc;
 	report_stage(&s->job.report, "open");

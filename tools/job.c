@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "tools/json.h"
+#include "tools/secure.h"
 #include "tools/stop.h"
 
 static json_t *answer_status(void *ctx, const json_t *request)
@@ -72,6 +73,7 @@ int job_open(struct job *j, const char *command, const struct options *o, struct
 	j->control = NULL;
 	j->metrics = NULL;
 	j->recorder = NULL;
+	j->tls = NULL;
 	j->record_fd = -1;
 	atomic_store(&j->trace_fd, -1);
 	report_init(&j->report, command, o);
@@ -86,6 +88,11 @@ int job_open(struct job *j, const char *command, const struct options *o, struct
 	if (rc < 0)
 		return rc;
 	return control_open(&j->control, &config, f);
+}
+
+int job_secure(struct job *j, const struct options *o, bool accepts, struct ferry_failure *f)
+{
+	return secure_open(&j->tls, o, accepts, &j->report.log, f);
 }
 
 int job_start(struct job *j, struct ferry_failure *f)
@@ -142,6 +149,7 @@ void job_close(struct job *j)
 	end_record(j);
 	metrics_free(j->metrics);
 	control_free(j->control);
+	ferry_tls_free(j->tls);
 	ferry_close(j->trace_fd);
 	ferry_close(j->record_fd);
 	ferry_close(j->stop_fd);

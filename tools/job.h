@@ -3,6 +3,7 @@
 #ifndef FERRY_TOOLS_JOB_H
 #define FERRY_TOOLS_JOB_H
 
+#include "tls/tls.h"
 #include "trace/recorder.h"
 #include "tools/command.h"
 #include "tools/control.h"
@@ -13,6 +14,7 @@ struct job {
 	struct report report;
 	struct control *control; /* owned; NULL when it couldn't be had */
 	struct metrics *metrics; /* owned; NULL without --metrics */
+	struct ferry_tls *tls;	 /* owned; NULL: plain connections */
 	int stop_fd;		 /* owned; readable when the user wants an end */
 	int record_fd;		 /* owned: the file of --trace; -1 for none */
 	struct ferry_recorder *recorder; /* owned; NULL for none */
@@ -24,6 +26,13 @@ struct job {
  * Errors: negative errno in @f; job_close() is due all the same.
  */
 int job_open(struct job *j, const char *command, const struct options *o, struct ferry_failure *f);
+
+/**
+ * job_secure() - read the credentials of --tls or --psk
+ * @accepts: the command listens; else it dials
+ * As job_open(), whose success it follows.
+ */
+int job_secure(struct job *j, const struct options *o, bool accepts, struct ferry_failure *f);
 
 /* Answer 'pageferry status', and --metrics, from now on: starts threads. */
 int job_start(struct job *j, struct ferry_failure *f);

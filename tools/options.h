@@ -33,12 +33,13 @@ struct options {
 	bool help, version, json, verbose;
 	bool once, postcopy, recover, resume, supervise;
 	bool recover_any; /* no option: recover if there is something, as supervised commands do */
-	bool csv, no_trace, plain;
+	bool csv, no_trace, plain, plaintext;
 	pid_t pid;
 	uint32_t n_bulk, max_sessions;
 	uint32_t duration_s, interval_s, n_slowest;
 	uint64_t max_rate; /* bytes a second */
 	const char *qmp, *control;
+	const char *tls, *tls_hostname, *tls_peer, *psk;
 	const char *file; /* an operand */
 	const char *output, *trace, *format;
 	struct option_texts files, matches;
@@ -122,6 +123,46 @@ struct option_def {
 		.help = "serve figures for Prometheus at http://ADDR/metrics; without a host, on " \
 			"127.0.0.1 only (default: none)",                                          \
 		.kind = OPTION_ADDR_LISTEN, OPTION_AT(metrics)                                     \
+	}
+
+/* Who the other side is: of the commands that listen, and of those that dial. */
+#define OPTIONS_SECURE_                                                                            \
+	{.name = "tls",                                                                            \
+	 .arg = "DIR",                                                                             \
+	 .help = "encrypt with TLS 1.3 and certificates of both sides; the folder has "            \
+		 "ca-cert.pem, server-cert.pem and server-key.pem (of who listens), "              \
+		 "client-cert.pem and client-key.pem (of who dials), and perhaps ca-crl.pem",      \
+	 .kind = OPTION_TEXT,                                                                      \
+	 OPTION_AT(tls)},                                                                          \
+		{.name = "psk",                                                                    \
+		 .arg = "FILE",                                                                    \
+		 .help = "encrypt with TLS 1.3 and a key that both sides have; the file has lines " \
+			 "NAME:KEY, the key in hexadecimal; who dials uses the first",             \
+		 .kind = OPTION_TEXT,                                                              \
+		 OPTION_AT(psk)},                                                                  \
+	{                                                                                          \
+		.name = "plaintext",                                                               \
+		.help = "do not encrypt, also where others could read and change what is sent "   \
+			"(default: only on a loopback address or a UNIX socket)",                  \
+		.kind = OPTION_FLAG, OPTION_AT(plaintext)                                          \
+	}
+
+#define OPTIONS_SECURE_LISTEN                                                                      \
+	OPTIONS_SECURE_,                                                                           \
+	{                                                                                          \
+		.name = "tls-peer", .arg = "NAME",                                                 \
+		.help = "let in only who has a certificate with this name as subject or "          \
+			"alternative name (default: whoever ca-cert.pem has signed for)",          \
+		.kind = OPTION_TEXT, OPTION_AT(tls_peer)                                           \
+	}
+
+#define OPTIONS_SECURE_DIAL                                                                        \
+	OPTIONS_SECURE_,                                                                           \
+	{                                                                                          \
+		.name = "tls-hostname", .arg = "NAME",                                             \
+		.help = "name that the certificate of who listens must have (default: the host "  \
+			"that is dialed)",                                                         \
+		.kind = OPTION_TEXT, OPTION_AT(tls_hostname)                                       \
 	}
 
 #define OPTION_BULK                                                                                \

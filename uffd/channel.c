@@ -196,14 +196,18 @@ static int handshake(struct ferry_channel *c, const struct ferry_hello *hello, i
 				  "no answer to Hello within %d s; is the address that of a pageferry "
 				  "command?",
 				  FERRY_HANDSHAKE_TIMEOUT_MS / 1000);
+	if (rc == -ECONNRESET)
+		return ferry_fail(f, FERRY_LINK, rc,
+				  "the peer closed the connection instead of answering Hello; its "
+				  "log may say why (does it want --tls or --psk?)");
 	return rc;
 }
 
-int ferry_channel_dial(struct ferry_channel *c, const struct ferry_addr *to,
+int ferry_channel_dial(struct ferry_channel *c, struct ferry_tls *tls, const struct ferry_addr *to,
 		       const struct ferry_hello *hello, int timeout_ms, int stop_fd,
 		       struct ferry_failure *f)
 {
-	int fd = ferry_net_dial(to, timeout_ms, stop_fd, f);
+	int fd = ferry_tls_dial(tls, to, class_of(hello->role), timeout_ms, stop_fd, f);
 	int rc;
 
 	*c = (struct ferry_channel){.fd = -1};
@@ -214,15 +218,16 @@ int ferry_channel_dial(struct ferry_channel *c, const struct ferry_addr *to,
 		ferry_close(fd);
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "connection");
 	}
-	ferry_net_tune(fd, class_of(hello->role));
 	rc = handshake(c, hello, stop_fd, f);
-	if (rc < 0)
+	if (rc < 0) {
+		(void)ferry_tls_explain(tls, fd, f);
 		ferry_channel_close(c);
+	}
 	return rc;
 }
 
-int ferry_channel_welcome(struct ferry_channel *c, int fd, enum ferry_side side,
-			  const struct ferry_hello *hello, struct ferry_failure *f)
+int ferry_channel_welcome(struct ferry_channel *c, struct ferry_tls *tls, int fd,
+			  enum ferry_side side, const struct ferry_hello *hello, struct ferry_failure *f)
 {
 	struct ferry_message m = {.type = FERRY_FRAME_HELLO, .hello = *hello};
 	enum ferry_error_code code;
@@ -233,7 +238,7 @@ int ferry_channel_welcome(struct ferry_channel *c, int fd, enum ferry_side side,
 		ferry_close(fd);
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "connection");
 	}
-	ferry_net_tune(fd, class_of(hello->role));
+	ferry_tls_tune(tls, fd, class_of(hello->role));
 	ferry_connection_accept(&c->connection, side);
 	rc = ferry_connection_check(&c->connection, &m, &code, why);
 	if (rc < 0) {

@@ -9,6 +9,7 @@
 #include "base/addr.h"
 #include "base/error.h"
 #include "protocol/connection.h"
+#include "tls/tls.h"
 
 #define FERRY_HANDSHAKE_TIMEOUT_MS 5000
 
@@ -22,22 +23,24 @@ struct ferry_channel {
 
 /**
  * ferry_channel_dial() - connect, say Hello and wait for Welcome
+ * @tls: NULL for a plain connection
  * @hello: side, role, session, index and epoch; the rest is filled in
  * @stop_fd: gives up (-ECANCELED); -1 for none
  * Errors: LINK when the peer can't be reached or doesn't answer in time; REFUSE when it said no or
  * speaks something else. The story is in @f.
  */
-int ferry_channel_dial(struct ferry_channel *c, const struct ferry_addr *to,
+int ferry_channel_dial(struct ferry_channel *c, struct ferry_tls *tls, const struct ferry_addr *to,
 		       const struct ferry_hello *hello, int timeout_ms, int stop_fd,
 		       struct ferry_failure *f);
 
 /**
  * ferry_channel_welcome() - take over a connection that was accepted
+ * @tls: whose connection it is; NULL for a plain one
  * @fd: given, on error too; its Hello was read, and nothing behind it
  * @side: ours; @hello: the peer's, already looked at
  */
-int ferry_channel_welcome(struct ferry_channel *c, int fd, enum ferry_side side,
-			  const struct ferry_hello *hello, struct ferry_failure *f);
+int ferry_channel_welcome(struct ferry_channel *c, struct ferry_tls *tls, int fd,
+			  enum ferry_side side, const struct ferry_hello *hello, struct ferry_failure *f);
 
 /* Closes. Twice is fine; zeroed or failed ones are fine. */
 void ferry_channel_close(struct ferry_channel *c);

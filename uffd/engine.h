@@ -88,6 +88,7 @@ struct ferry_target {
 	uint32_t n_registered; /* the first so many */
 	bool abandoned;
 	uint64_t max_bytes_per_second;
+	struct ferry_tls *tls; /* borrowed; NULL: plain connections */
 	const struct ferry_log *log;
 	void *zeroes;	    /* one page of zeros of the largest page size; owned */
 	size_t zeroes_bytes;

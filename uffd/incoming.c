@@ -102,7 +102,7 @@ int ferry_target_adopt_conn(struct ferry_target *t, int fd, const struct ferry_h
 		ferry_close(fd);
 		return rc;
 	}
-	rc = ferry_channel_welcome(&c, fd, FERRY_SIDE_TARGET, hello, f);
+	rc = ferry_channel_welcome(&c, t->tls, fd, FERRY_SIDE_TARGET, hello, f);
 	if (!rc)
 		join(t, &c, hello);
 	pthread_mutex_unlock(&t->lock);

@@ -190,7 +190,7 @@ static int dial_one(struct session *s, struct ferry_channel *c, enum ferry_role 
 				    .role = role,
 				    .index = index,
 				    .epoch = s->link.epoch};
-	int rc = ferry_channel_dial(c, &t->from, &hello, DIAL_TIMEOUT_MS, t->stop_fd, &s->why);
+	int rc = ferry_channel_dial(c, t->tls, &t->from, &hello, DIAL_TIMEOUT_MS, t->stop_fd, &s->why);
 
 	if (rc < 0)
 		ferry_fail_prefix(&s->why, "%s connection", ferry_role_name(role));

@@ -318,6 +318,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	t->fault_offer = -1;
 	t->max_bytes_per_second = config->max_bytes_per_second;
 	t->n_bulk = config->n_bulk ? FERRY_MIN(config->n_bulk, (uint32_t)FERRY_MAX_BULK) : 1;
+	t->tls = config->tls;
 	t->log = config->log;
 	atomic_store(&t->n_holes_left, MAX_HOLES_LEFT);
 	ferry_engine_link_init(&t->incoming);

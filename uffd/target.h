@@ -47,6 +47,7 @@ struct ferry_target_config {
 	uint64_t max_bytes_per_second; /* asked of the source for its push; 0: no limit */
 	bool adopt; /* the regions are registered already and partly filled: take over, resume */
 	bool no_trace; /* keep no records of faults */
+	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
 	const struct ferry_log *log;	/* borrowed; may be NULL */
 };
 

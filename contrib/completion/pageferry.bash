@@ -6,10 +6,10 @@ _pageferry_options() {
 
 	case $1 in
 	probe) echo "$common" ;;
-	serve) echo "--file --pid --match --listen --max-rate --max-sessions --once --metrics --control $common" ;;
-	attach) echo "--pid --match --from --recover --supervise --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
-	receive) echo "--qmp --listen --recover --supervise --max-rate --trace --no-trace --metrics --control $common" ;;
-	migrate) echo "--qmp --to --postcopy --resume --supervise --bulk --control $common" ;;
+	serve) echo "--file --pid --match --listen --tls --psk --plaintext --tls-peer --max-rate --max-sessions --once --metrics --control $common" ;;
+	attach) echo "--pid --match --from --recover --supervise --tls --psk --plaintext --tls-hostname --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
+	receive) echo "--qmp --listen --recover --supervise --tls --psk --plaintext --tls-peer --max-rate --trace --no-trace --metrics --control $common" ;;
+	migrate) echo "--qmp --to --postcopy --resume --supervise --tls --psk --plaintext --tls-hostname --bulk --control $common" ;;
 	status) echo "--control $common" ;;
 	"trace live") echo "--control --plain --interval $common" ;;
 	"trace record") echo "--output --control --duration $common" ;;
@@ -35,7 +35,7 @@ _pageferry() {
 		return
 	fi
 	case $previous in
-	--file | --qmp | --control | --trace | --output | -o | report | plot | export)
+	--file | --qmp | --tls | --psk | --control | --trace | --output | -o | report | plot | export)
 		compopt -o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(compgen -f -- "$word")
 		;;
@@ -45,7 +45,7 @@ _pageferry() {
 	--format)
 		mapfile -t COMPREPLY < <(compgen -W "perfetto qemu" -- "$word")
 		;;
-	--duration | --slowest | --match | --listen | --from | --to | --max-rate | --max-sessions | --bulk | --metrics | --interval) ;;
+	--duration | --slowest | --match | --listen | --from | --to | --max-rate | --max-sessions | --bulk | --metrics | --interval | --tls-peer | --tls-hostname) ;;
 	*)
 		mapfile -t COMPREPLY < <(compgen -W "$(_pageferry_options "$command")" -- "$word")
 		;;

@@ -147,10 +147,10 @@ def failing_to_begin_changes_nothing(folder):
 
 def no_such_process_and_ordinary_files_are_refused(folder):
     path = write_file(folder, content(4))
-    status, _, err = run("attach", "--pid", 2**22 + 1, "--match", "x", "--from", "h:1")
+    status, _, err = run("attach", "--pid", 2**22 + 1, "--match", "x", "--from", "127.0.0.1:1")
     assert status == 1 and "there is no process" in err, err
     with Holder("anon", PAGE) as h:
-        status, _, err = run("attach", "--pid", h.pid, "--match", "/libc", "--from", "h:1")
+        status, _, err = run("attach", "--pid", h.pid, "--match", "/libc", "--from", "127.0.0.1:1")
         assert status == 1 and "ordinary file" in err, err
     for what, text in [(folder, "--file"), (path + ".none", "No such file")]:
         status, _, err = run("serve", "--file", what, "--listen", "127.0.0.1:0")

@@ -29,7 +29,7 @@ static void open_door(struct door *d)
 	d->listen_fd = ferry_net_listen(&any, &f);
 	cr_assert_geq(d->listen_fd, 0, "%s", f.text);
 	cr_assert_eq(ferry_net_local(d->listen_fd, &any, &d->addr), 0);
-	cr_assert_eq(ferry_acceptor_start(&d->acceptor, d->listen_fd, NULL, &f), 0, "%s", f.text);
+	cr_assert_eq(ferry_acceptor_start(&d->acceptor, d->listen_fd, NULL, NULL, &f), 0, "%s", f.text);
 }
 
 static void close_door(struct door *d)
