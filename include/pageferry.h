@@ -45,7 +45,11 @@ extern "C" {
 /* A buffer of this size holds any address, see pageferry_server_address(). */
 #define PAGEFERRY_ADDRESS_MAX 1100
 
-/* The version that runs, as "MAJOR.MINOR.PATCH". Static. Any thread. */
+/**
+ * pageferry_version() - the version that runs
+ * Context: any thread.
+ * Return:  "MAJOR.MINOR.PATCH", static
+ */
 const char *pageferry_version(void);
 
 /* --- errors and the log ------------------------------------------------------------------------ */
@@ -177,9 +181,12 @@ enum pageferry_event {
 				  * or a page can't be read */
 };
 
-/*
- * A descriptor that is readable (POLLIN) when _wait has something to tell; call that until it says
- * PAGEFERRY_NOTHING. Borrowed until _free.
+/**
+ * pageferry_server_fd() - a descriptor to poll
+ * It is readable (POLLIN) when pageferry_server_wait() has something to tell; call that until it
+ * says PAGEFERRY_NOTHING.
+ * Context: any thread.
+ * Return:  the descriptor, borrowed until _free
  */
 int pageferry_server_fd(const struct pageferry_server *s);
 
@@ -204,17 +211,26 @@ struct pageferry_server_stats {
 	uint64_t pages_total, pages_sent; /* of the latest session */
 };
 
-/* Context: any thread, also after _stop. @out->size is kept. */
+/**
+ * pageferry_server_stats() - how far it is
+ * @out: its ->size set by the caller, and kept
+ * Context: any thread, also after _stop.
+ */
 int pageferry_server_stats(const struct pageferry_server *s, struct pageferry_server_stats *out);
 
 /**
  * pageferry_server_stop() - close all connections and end the threads
  * Targets that are not complete wait, and resume when the memory is served again at the address.
- * Twice is fine. Context: any thread.
+ * Twice is fine.
+ * Context: any thread.
  */
 int pageferry_server_stop(struct pageferry_server *s);
 
-/* Stop and free. NULL is fine. No other call on @s may be under way. The memory is the caller's again. */
+/**
+ * pageferry_server_free() - stop and free
+ * NULL is fine. No other call on @s may be under way. The memory is the caller's again.
+ * Context: any thread.
+ */
 void pageferry_server_free(struct pageferry_server *s);
 
 /* --- target: lazy memory --------------------------------------------------------------------------- */
@@ -262,6 +278,7 @@ int pageferry_lazy_connect(struct pageferry_lazy *l, const char *from, struct pa
 
 /**
  * pageferry_lazy_state() - the opaque bytes that the source sent along
+ * Context: any thread.
  * Return: borrowed until _close; *@bytes of them. NULL before _connect has returned 0, and when there
  *         are none.
  */
@@ -275,9 +292,12 @@ const void *pageferry_lazy_state(const struct pageferry_lazy *l, uint32_t *bytes
  */
 int pageferry_lazy_push(struct pageferry_lazy *l);
 
-/*
- * A descriptor that is readable (POLLIN) when _wait has something to tell; call that until it says
- * PAGEFERRY_NOTHING. Borrowed until _close.
+/**
+ * pageferry_lazy_fd() - a descriptor to poll
+ * It is readable (POLLIN) when pageferry_lazy_wait() has something to tell; call that until it says
+ * PAGEFERRY_NOTHING.
+ * Context: any thread.
+ * Return:  the descriptor, borrowed until _close
  */
 int pageferry_lazy_fd(const struct pageferry_lazy *l);
 
@@ -305,12 +325,17 @@ struct pageferry_lazy_stats {
 	double fault_p50_us, fault_p99_us, fault_p999_us, fault_max_us;
 };
 
-/* Context: any thread. @out->size is kept. */
+/**
+ * pageferry_lazy_stats() - how far it is, and how long faults took
+ * @out: its ->size set by the caller, and kept
+ * Context: any thread.
+ */
 int pageferry_lazy_stats(const struct pageferry_lazy *l, struct pageferry_lazy_stats *out);
 
 /**
  * pageferry_lazy_close() - after PAGEFERRY_COMPLETE: end the threads and free
  * NULL is fine. No other call on @l may be under way.
+ * Context: any thread.
  * Errors: -EBUSY (REFUSE): pages are missing. Nothing is done, since they would silently turn to
  *         zeros; wait, or call pageferry_lazy_abandon().
  */
@@ -320,6 +345,7 @@ int pageferry_lazy_close(struct pageferry_lazy *l);
  * pageferry_lazy_abandon() - give up: free, whatever is missing
  * Missing pages are zeros from here on, and who waits for one goes on with zeros: only right when
  * nothing is going to use the memory's content any more. NULL is fine.
+ * Context: any thread.
  */
 void pageferry_lazy_abandon(struct pageferry_lazy *l);
 

@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""What the library exports, its header declares and its manual names is the same.
+"""What the library exports, its header declares, its manual names and has a page of is the same.
 
-    lib_symbols.py LIBRARY HEADER MANUAL
+    lib_symbols.py LIBRARY HEADER MANUAL PAGE...
 """
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,14 @@ def main():
     declared = set(re.findall(r"^[a-z].*?\b(pageferry_\w+)\(", code, re.M))
     with open(manual, encoding="utf-8") as f:
         named = set(re.findall(r"\b(pageferry_\w+) \(\)", f.read()))
-    for what, names in (("exported", exported), ("named in the manual", named)):
+    pages = {os.path.basename(p).removesuffix(".3") for p in sys.argv[4:]}
+    for page in sys.argv[4:]:
+        said = subprocess.run(["groff", "-man", "-ww", "-Tutf8", "-z", page], check=True, text=True,
+                              stderr=subprocess.PIPE).stderr
+        if said:
+            print(f"{page}: {said}")
+            return 1
+    for what, names in (("exported", exported), ("named in the manual", named), ("with a page", pages)):
         if names != declared:
             print(f"only declared: {sorted(declared - names)}; only {what}: {sorted(names - declared)}")
             return 1
