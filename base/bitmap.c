@@ -11,16 +11,20 @@ int ferry_bitmap_init(struct ferry_bitmap *b, size_t n_bits)
 
 	if (!words)
 		return -ENOMEM;
-	b->words = words;
-	b->n_bits = n_bits;
+	*b = (struct ferry_bitmap){.words = words, .n_bits = n_bits};
 	return 0;
+}
+
+void ferry_bitmap_use(struct ferry_bitmap *b, void *words, size_t n_bits)
+{
+	*b = (struct ferry_bitmap){.words = words, .n_bits = n_bits, .is_borrowed = true};
 }
 
 void ferry_bitmap_fini(struct ferry_bitmap *b)
 {
-	free((void *)b->words);
-	b->words = NULL;
-	b->n_bits = 0;
+	if (!b->is_borrowed)
+		free((void *)b->words);
+	*b = (struct ferry_bitmap){0};
 }
 
 /* The bits of word @w that lie in [first, end). */

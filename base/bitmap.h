@@ -14,13 +14,18 @@
 #include <stdint.h>
 
 struct ferry_bitmap {
-	_Atomic uint64_t *words; /* owned */
+	_Atomic uint64_t *words; /* owned, unless ->is_borrowed */
 	size_t n_bits;
+	bool is_borrowed;
 };
 
 /* Errors: -ENOMEM. The map starts all zero. n_bits may be 0. */
 int ferry_bitmap_init(struct ferry_bitmap *b, size_t n_bits);
 void ferry_bitmap_fini(struct ferry_bitmap *b);
+
+/* A map in memory of the caller's, ferry_bitmap_n_words(n_bits) words, as it is there. @words:
+ * borrowed until _fini. */
+void ferry_bitmap_use(struct ferry_bitmap *b, void *words, size_t n_bits);
 
 static inline size_t ferry_bitmap_n_words(size_t n_bits)
 {

@@ -73,6 +73,7 @@ struct ferry_engine_overtaken {
 #define FERRY_ENGINE_OVERTAKEN 256 /* when there are more, their faults end with their answers */
 
 #define FERRY_ENGINE_EVENTS 16
+#define FERRY_ENGINE_WANTS  256
 
 struct ferry_engine_event {
 	enum ferry_target_event type;
@@ -90,6 +91,7 @@ struct ferry_target {
 	uint64_t max_bytes_per_second;
 	struct ferry_tls *tls; /* borrowed; NULL: plain connections */
 	const struct ferry_log *log;
+	struct ferry_target_hooks hooks;
 	void *zeroes;	    /* one page of zeros of the largest page size; owned */
 	size_t zeroes_bytes;
 	bool has_discards;  /* a region's pages may turn to zero under us: see fill.c */
@@ -123,6 +125,8 @@ struct ferry_target {
 	unsigned int fault_generation;	/* of the offer */
 	unsigned int fault_seen;	/* the generation that the fault thread uses */
 	bool fault_sweep;		/* ask for everything that is missing */
+	struct ferry_run wants[FERRY_ENGINE_WANTS]; /* runs that the owner wants */
+	uint32_t n_wants;
 
 	/* session */
 	bool dials;

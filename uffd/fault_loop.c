@@ -273,6 +273,8 @@ static void handle_fault(struct fault_loop *l, const struct uffd_msg *msg,
 	switch (verdict) {
 	case FERRY_FAULT_ASK:
 		ferry_pending_read(&l->pending, &m);
+		if (t->hooks.faulted)
+			t->hooks.faulted(t->hooks.ctx, m.region, m.page);
 		ferry_notice_fault(&l->notice, &m);
 		if (l->fd >= 0 &&
 		    !ask(l, &(struct ferry_run){
@@ -658,6 +660,32 @@ static void take_offer(struct fault_loop *l)
 	walk_start(l);
 }
 
+/* What the owner wants is asked for like what threads wait for. */
+static void take_wants(struct fault_loop *l)
+{
+	struct ferry_target *t = l->t;
+	struct ferry_run wants[FERRY_ENGINE_WANTS];
+	uint32_t n;
+
+	pthread_mutex_lock(&t->lock);
+	n = t->n_wants;
+	memcpy(wants, t->wants, n * sizeof(wants[0]));
+	t->n_wants = 0;
+	pthread_mutex_unlock(&t->lock);
+	for (uint32_t i = 0; i < n; i++) {
+		for (uint32_t k = 0; k < wants[i].n_pages; k++) {
+			struct ferry_run page = {.region = wants[i].region,
+						 .first_page = wants[i].first_page + k,
+						 .n_pages = 1};
+
+			if (ferry_pager_fault(&t->pager, page.region, page.first_page) ==
+				    FERRY_FAULT_ASK &&
+			    l->fd >= 0 && !l->walking && !ask(l, &page))
+				walk_start(l);
+		}
+	}
+}
+
 static bool loop_once(struct fault_loop *l)
 {
 	struct ferry_target *t = l->t;
@@ -682,8 +710,10 @@ static bool loop_once(struct fault_loop *l)
 		ferry_engine_gone(t);
 		return false;
 	}
-	if (p[1].revents)
+	if (p[1].revents) {
 		take_offer(l);
+		take_wants(l);
+	}
 	if (atomic_load_explicit(&t->n_overtaken, memory_order_relaxed))
 		settle_overtaken(l);
 	if (p[2].revents || l->retry)

@@ -108,8 +108,8 @@ static int serve_waiting(struct ferry_target *t, const struct ferry_run *run)
 	return 0;
 }
 
-int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
-		      uint32_t *done, uint32_t *n_new)
+static int fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
+		uint32_t *done, uint32_t *n_new)
 {
 	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
 	int rc = 0;
@@ -141,6 +141,16 @@ int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const
 			rc = gone_for_a_reason(t, run->region, run->first_page + *done, at);
 		}
 	}
+	return rc;
+}
+
+int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
+		      uint32_t *done, uint32_t *n_new)
+{
+	int rc = fill(t, run, data, done, n_new);
+
+	if (!rc && t->hooks.known)
+		t->hooks.known(t->hooks.ctx, run);
 	return rc;
 }
 

@@ -23,6 +23,29 @@ int ferry_pager_init(struct ferry_pager *p, const struct ferry_layout *layout)
 	return 0;
 }
 
+size_t ferry_pager_kept_bytes(const struct ferry_layout *layout)
+{
+	size_t n_words = 0;
+
+	for (uint32_t i = 0; i < layout->n_regions; i++)
+		n_words += ferry_bitmap_n_words(layout->regions[i].n_pages);
+	return n_words * sizeof(uint64_t);
+}
+
+void ferry_pager_keep(struct ferry_pager *p, void *kept)
+{
+	uint64_t *words = kept;
+
+	for (uint32_t i = 0; i < p->n_regions; i++) {
+		struct ferry_bitmap *known = &p->regions[i].known;
+
+		ferry_bitmap_fini(known);
+		ferry_bitmap_use(known, words, p->regions[i].n_pages);
+		words += ferry_bitmap_n_words(p->regions[i].n_pages);
+		atomic_fetch_add(&p->pages_known, ferry_bitmap_count(known));
+	}
+}
+
 void ferry_pager_fini(struct ferry_pager *p)
 {
 	for (uint32_t i = 0; i < p->n_regions; i++) {

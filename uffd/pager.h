@@ -51,6 +51,20 @@ enum ferry_fault_verdict {
 int ferry_pager_init(struct ferry_pager *p, const struct ferry_layout *layout);
 void ferry_pager_fini(struct ferry_pager *p);
 
+/* Bytes that ferry_pager_keep() needs. */
+size_t ferry_pager_kept_bytes(const struct ferry_layout *layout);
+
+/**
+ * ferry_pager_keep() - keep what is known in memory that outlives this process
+ * @kept: ferry_pager_kept_bytes() of it, page-aligned; borrowed until _fini. All zero at first; of
+ * an earlier life: what was known then is known now.
+ * Nothing else has to be remembered: a page that is known was placed, or is zero. Which of the two
+ * does not matter, since a fault on it (FERRY_FAULT_PLACED) is answered with zeros, and those leave
+ * a page alone that is present. So a page that was discarded does not come back.
+ * Right after _init.
+ */
+void ferry_pager_keep(struct ferry_pager *p, void *kept);
+
 /* Does @run lie inside the layout? Anything else from a peer is refused. */
 bool ferry_pager_has(const struct ferry_pager *p, const struct ferry_run *run);
 

@@ -37,6 +37,7 @@
 #define LOST_AFTER_MS	   10000
 #define RELEASE_TIMEOUT_MS 5000
 #define RELEASE_ATTEMPTS   5
+#define LET_GO_RETRY_MS	   1
 #define BITMAP_CHUNK_PAGES (FERRY_MAX_CONTROL_BYTES * 8ull)
 
 struct session {
@@ -352,6 +353,7 @@ static void stop_bulk(struct session *s)
 static void let_go(struct session *s)
 {
 	struct ferry_target *t = s->t;
+	int pause_ms = 0;
 
 	if (s->unregistered)
 		return;
@@ -359,6 +361,12 @@ static void let_go(struct session *s)
 		(void)ferry_uffd_unregister(&t->uffd,
 					    (struct ferry_hva){atomic_load(&t->regions[i].start)},
 					    t->regions[i].bytes);
+	/* A thread that discards memory, and began before that, waits until its event is read: the
+	 * fault thread must not end before. No event can begin any more. */
+	while (ferry_uffd_is_changing(&t->uffd,
+				      (struct ferry_hva){atomic_load(&t->regions[0].start)}) &&
+	       ferry_net_wait(t->stop_fd, POLLIN, pause_ms, -1) == -ETIMEDOUT)
+		pause_ms = LET_GO_RETRY_MS;
 	s->unregistered = true;
 }
 

@@ -320,6 +320,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	t->n_bulk = config->n_bulk ? FERRY_MIN(config->n_bulk, (uint32_t)FERRY_MAX_BULK) : 1;
 	t->tls = config->tls;
 	t->log = config->log;
+	t->hooks = config->hooks;
 	atomic_store(&t->n_holes_left, MAX_HOLES_LEFT);
 	ferry_engine_link_init(&t->incoming);
 	pthread_mutex_init(&t->lock, NULL);
@@ -333,10 +334,12 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 		rc = take_regions(t, config, f);
 	if (!rc && ferry_pager_init(&t->pager, &t->layout) < 0)
 		rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "page maps");
+	if (!rc && config->kept)
+		ferry_pager_keep(&t->pager, config->kept);
 	if (!rc)
 		rc = register_all(t, f);
 	/* After registering: from then on only we make pages present. */
-	if (!rc)
+	if (!rc && !config->kept)
 		rc = find_all_present(t, f);
 	if (rc < 0) {
 		/* What was registered before us holds a guest's threads and stays so. */
@@ -418,6 +421,29 @@ const void *ferry_target_state(const struct ferry_target *t, uint32_t *bytes)
 {
 	*bytes = t->state_bytes;
 	return t->state;
+}
+
+int ferry_target_want(struct ferry_target *t, const struct ferry_run *run)
+{
+	bool full;
+
+	pthread_mutex_lock(&t->lock);
+	full = t->n_wants == FERRY_ENGINE_WANTS;
+	if (!full)
+		t->wants[t->n_wants++] = *run;
+	pthread_mutex_unlock(&t->lock);
+	if (full)
+		return -EAGAIN;
+	ferry_engine_kick(t->fault_kick);
+	return 0;
+}
+
+bool ferry_target_has(const struct ferry_target *t, const struct ferry_run *run)
+{
+	const struct ferry_bitmap *known = &t->pager.regions[run->region].known;
+	size_t end = run->first_page + run->n_pages;
+
+	return ferry_bitmap_next_clear(known, run->first_page, end) == end;
 }
 
 int ferry_target_push(struct ferry_target *t)

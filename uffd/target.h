@@ -39,6 +39,18 @@ struct ferry_target_region {
 	bool is_private; /* hugetlb: what is discarded is zero then, as in anonymous memory */
 };
 
+/*
+ * What the owner may want to know of each page, while it happens. The calls come from the engine's
+ * threads, in the way of a page: they must be short and wait for nothing. Each may be NULL.
+ */
+struct ferry_target_hooks {
+	void *ctx;
+	/* Fault thread: a thread touched a page that is not known, and nobody had asked for it. */
+	void (*faulted)(void *ctx, uint32_t region, uint64_t page);
+	/* Fault thread and bulk receivers: a run is known now. */
+	void (*known)(void *ctx, const struct ferry_run *run);
+};
+
 struct ferry_target_config {
 	struct ferry_uffd uffd; /* given: the target owns its descriptors from _new on, on error too */
 	const struct ferry_target_region *regions; /* copied; their ids are 0, 1, 2, ... */
@@ -46,6 +58,13 @@ struct ferry_target_config {
 	uint32_t n_bulk; /* bulk connections, 0 for a default of 1; the dialer decides */
 	uint64_t max_bytes_per_second; /* asked of the source for its push; 0: no limit */
 	bool adopt; /* the regions are registered already and partly filled: take over, resume */
+	/*
+	 * ferry_pager_kept_bytes() of shared memory that outlives us, for a target whose process has
+	 * another keeper of its userfaultfd: see ferry_pager_keep(). The regions' /proc/PID/pagemap is
+	 * then not needed. Borrowed until _free; NULL for none.
+	 */
+	void *kept;
+	struct ferry_target_hooks hooks;
 	bool no_trace; /* keep no records of faults */
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
 	const struct ferry_log *log;	/* borrowed; may be NULL */
@@ -121,6 +140,15 @@ int ferry_target_adopt_conn(struct ferry_target *t, int fd, const struct ferry_h
 
 /* Opaque state that came with the layout. Borrowed until _free; once a session was opened. */
 const void *ferry_target_state(const struct ferry_target *t, uint32_t *bytes);
+
+/**
+ * ferry_target_want() - ask for a run as if threads waited for its pages
+ * Any thread. Errors: -EAGAIN (RETRY a little later: as many as there is room for wait already).
+ */
+int ferry_target_want(struct ferry_target *t, const struct ferry_run *run);
+
+/* Are all pages of a run present, or known to be zero? Any thread. */
+bool ferry_target_has(const struct ferry_target *t, const struct ferry_run *run);
 
 /* Ask the source to push. May be called once a session is open; repeated after each resume. */
 int ferry_target_push(struct ferry_target *t);

@@ -189,6 +189,13 @@ int ferry_uffd_unregister(const struct ferry_uffd *u, struct ferry_hva start, ui
 	return ioctl(u->fd, UFFDIO_UNREGISTER, &range) < 0 ? error_or_gone(u, -errno) : 0;
 }
 
+bool ferry_uffd_is_changing(const struct ferry_uffd *u, struct ferry_hva at)
+{
+	struct uffdio_zeropage z = {.range = {.start = at.v, .len = FERRY_PAGE_SIZE_DEFAULT}};
+
+	return ioctl(u->fd, UFFDIO_ZEROPAGE, &z) < 0 && errno == EAGAIN;
+}
+
 int ferry_uffd_wake(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len)
 {
 	struct uffdio_range range = {.start = start.v, .len = len};

@@ -6,6 +6,7 @@
 #ifndef FERRY_UFFD_UFFD_H
 #define FERRY_UFFD_UFFD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -64,6 +65,23 @@ int ferry_uffd_attach(struct ferry_uffd *out, pid_t pid, uint64_t wanted,
 int ferry_uffd_adopt(struct ferry_uffd *out, pid_t pid, struct ferry_failure *f);
 
 /**
+ * ferry_uffd_recv_bytes() - some bytes from a UNIX stream, and the first descriptor that came along
+ * @fd: the descriptor, owned by the caller; -1 when none came. Others are closed.
+ * @cut: descriptors were lost on the way, as there were more than 16
+ * Return: bytes; 0 at the end of the stream; negative errno, -EAGAIN when @sock is non-blocking and
+ * nothing came.
+ */
+ssize_t ferry_uffd_recv_bytes(int sock, void *data, size_t len, int *fd, bool *cut);
+
+/**
+ * ferry_uffd_from_peer() - take a descriptor that came over a socket for a userfaultfd
+ * @fd: given, on error too
+ * @sock: that socket: its peer is taken for the process whose memory it is
+ * Errors: -EBADMSG (REFUSE) when it is no userfaultfd; -ESRCH (REFUSE) when the peer has ended.
+ */
+int ferry_uffd_from_peer(struct ferry_uffd *out, int fd, int sock, struct ferry_failure *f);
+
+/**
  * ferry_uffd_recv() - receive a userfaultfd by SCM_RIGHTS
  * @sock: a connected UNIX stream socket; one message is read, the first descriptor kept and any
  *        others closed
@@ -100,5 +118,13 @@ void ferry_uffd_close(struct ferry_uffd *u);
 int ferry_uffd_register(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
 int ferry_uffd_unregister(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
 int ferry_uffd_wake(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
+
+/*
+ * Does a thread of the process wait for one of its events to be read? @at: a page in an
+ * unregistered range, which the question leaves alone.
+ * Source: fs/userfaultfd.c, userfaultfd_zeropage(): mmap_changing comes before the range is looked
+ * at; docs/probes/remove-event.c
+ */
+bool ferry_uffd_is_changing(const struct ferry_uffd *u, struct ferry_hva at);
 
 #endif

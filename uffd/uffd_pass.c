@@ -71,7 +71,7 @@ static int find_peer(int sock, struct ferry_uffd *u, struct ferry_failure *f)
 	return 0;
 }
 
-static ssize_t recv_message(int sock, void *data, size_t len, int *fd, bool *cut)
+ssize_t ferry_uffd_recv_bytes(int sock, void *data, size_t len, int *fd, bool *cut)
 {
 	union {
 		char buf[CMSG_SPACE(FDS_MAX * sizeof(int))];
@@ -96,12 +96,32 @@ static ssize_t recv_message(int sock, void *data, size_t len, int *fd, bool *cut
 	return n;
 }
 
+int ferry_uffd_from_peer(struct ferry_uffd *out, int fd, int sock, struct ferry_failure *f)
+{
+	_cleanup_(ferry_uffd_close) struct ferry_uffd u = FERRY_UFFD_NONE;
+	int r;
+
+	u.fd = fd;
+	r = ferry_uffd_make_ready(u.fd, &u.features);
+	if (r == -EBADF)
+		return ferry_fail(f, FERRY_REFUSE, -EBADMSG,
+				  "the descriptor that came is not a userfaultfd");
+	if (r < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, r, "the received userfaultfd");
+	r = find_peer(sock, &u, f);
+	if (r < 0)
+		return r;
+	*out = u;
+	u = FERRY_UFFD_NONE;
+	return 0;
+}
+
 int ferry_uffd_recv(struct ferry_uffd *out, int sock, void *data, size_t *len,
 		    struct ferry_failure *f)
 {
-	_cleanup_(ferry_uffd_close) struct ferry_uffd u = FERRY_UFFD_NONE;
+	_cleanup_close_ int fd = -1;
 	bool cut = false;
-	ssize_t n = recv_message(sock, data, *len, &u.fd, &cut);
+	ssize_t n = ferry_uffd_recv_bytes(sock, data, *len, &fd, &cut);
 	int r;
 
 	if (n < 0)
@@ -115,21 +135,13 @@ int ferry_uffd_recv(struct ferry_uffd *out, int sock, void *data, size_t *len,
 			"the message with the userfaultfd was cut off: it has more than %d "
 			"descriptors",
 			FDS_MAX);
-	if (u.fd < 0)
+	if (fd < 0)
 		return ferry_fail(f, FERRY_REFUSE, -EBADMSG,
 				  "the message has no descriptor with it");
-	r = ferry_uffd_make_ready(u.fd, &u.features);
-	if (r == -EBADF)
-		return ferry_fail(f, FERRY_REFUSE, -EBADMSG,
-				  "the descriptor that came is not a userfaultfd");
-	if (r < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, r, "the received userfaultfd");
-	r = find_peer(sock, &u, f);
+	r = ferry_uffd_from_peer(out, TAKE_FD(fd), sock, f);
 	if (r < 0)
 		return r;
 	*len = (size_t)n;
-	*out = u;
-	u = FERRY_UFFD_NONE;
 	return 0;
 }
 
