@@ -9,7 +9,8 @@
 #include "tools/supervise.h"
 
 static const struct command *const commands[] = {
-	&cmd_probe, &cmd_serve, &cmd_attach, &cmd_receive, &cmd_migrate, &cmd_status, &cmd_trace,
+	&cmd_probe,   &cmd_serve,   &cmd_attach, &cmd_handler,
+	&cmd_receive, &cmd_migrate, &cmd_status, &cmd_trace,
 };
 
 static const char exit_notes[] =

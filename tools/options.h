@@ -40,7 +40,9 @@ struct options {
 	uint64_t max_rate; /* bytes a second */
 	const char *qmp, *control;
 	const char *tls, *tls_hostname, *tls_peer, *psk;
-	const char *file; /* an operand */
+	const char *file; /* an operand, or the one of a command that takes one */
+	const char *socket, *user;
+	uint32_t max_vms;
 	const char *output, *trace, *format;
 	struct option_texts files, matches;
 	struct option_addr listen, from, to, metrics;

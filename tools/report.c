@@ -455,6 +455,8 @@ json_t *report_status(struct report *r)
 	put_progress(o, &r->now);
 	json_put_count(o, "pages_per_second", r->now.pages_per_second);
 	put_details(o, r);
+	if (r->more)
+		r->more(r->more_ctx, o);
 	pthread_mutex_unlock(&r->lock);
 	return o;
 }

@@ -40,6 +40,10 @@ struct report {
 	uint64_t sampled_ns, json_ns, bar_ns;
 	uint64_t told_bytes; /* of the last progress in JSON */
 
+	/* What a command adds to its status. Any thread; ->lock is held. */
+	void (*more)(void *ctx, json_t *status);
+	void *more_ctx;
+
 	/* The last counters, of one of the two. */
 	bool has_target, has_server;
 	struct ferry_target_stats target;

@@ -8,6 +8,7 @@ _pageferry_options() {
 	probe) echo "$common" ;;
 	serve) echo "--file --pid --match --listen --tls --psk --plaintext --tls-peer --max-rate --max-sessions --once --metrics --control $common" ;;
 	attach) echo "--pid --match --from --recover --supervise --tls --psk --plaintext --tls-hostname --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
+	handler) echo "--socket --file --max-vms --user --max-rate --metrics --control $common" ;;
 	receive) echo "--qmp --listen --recover --supervise --tls --psk --plaintext --tls-peer --max-rate --trace --no-trace --metrics --control $common" ;;
 	migrate) echo "--qmp --to --postcopy --resume --supervise --tls --psk --plaintext --tls-hostname --bulk --control $common" ;;
 	status) echo "--control $common" ;;
@@ -27,7 +28,7 @@ _pageferry() {
 	[ "$command" = trace ] && command="trace ${COMP_WORDS[2]}"
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W "probe serve attach receive migrate status trace --help --version" -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W "probe serve attach handler receive migrate status trace --help --version" -- "$word")
 		return
 	fi
 	if [ "${COMP_WORDS[1]}" = trace ] && [ "$COMP_CWORD" -eq 2 ]; then
@@ -35,7 +36,7 @@ _pageferry() {
 		return
 	fi
 	case $previous in
-	--file | --qmp | --tls | --psk | --control | --trace | --output | -o | report | plot | export)
+	--file | --socket | --qmp | --tls | --psk | --control | --trace | --output | -o | report | plot | export)
 		compopt -o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(compgen -f -- "$word")
 		;;
@@ -45,7 +46,7 @@ _pageferry() {
 	--format)
 		mapfile -t COMPREPLY < <(compgen -W "perfetto qemu" -- "$word")
 		;;
-	--duration | --slowest | --match | --listen | --from | --to | --max-rate | --max-sessions | --bulk | --metrics | --interval | --tls-peer | --tls-hostname) ;;
+	--duration | --slowest | --match | --listen | --from | --to | --max-rate | --max-sessions | --max-vms | --user | --bulk | --metrics | --interval | --tls-peer | --tls-hostname) ;;
 	*)
 		mapfile -t COMPREPLY < <(compgen -W "$(_pageferry_options "$command")" -- "$word")
 		;;

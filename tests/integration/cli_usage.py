@@ -8,7 +8,7 @@ import sys
 
 from cli_support import json_lines, main, run
 
-COMMANDS = ["probe", "serve", "attach", "receive", "migrate", "status"]
+COMMANDS = ["probe", "serve", "attach", "handler", "receive", "migrate", "status"]
 PARTS = {"trace": ["live", "record", "report", "plot", "export"]}  # commands of several
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
@@ -57,6 +57,8 @@ WRONG = [
     ("attach --pid 1 --match x --from :1", "has no host"),
     ("attach --pid 1 --match x --from h:1 --bulk 0", "give a number from 1 to 16"),
     ("attach --pid 1 --match x --from h:1 --bulk 17", "give a number from 1 to 16"),
+    ("handler --file x", "add --socket PATH"),
+    ("handler --socket x --file x --max-vms 1025", "give a number from 1 to 1024"),
     ("attach --pid 1 --match x --from h:1 more", "'more' is no option"),
     ("attach --listen :0", "unknown option '--listen'"),
     ("receive --listen :0", "add --qmp SOCK"),

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What VMs are filled from: a snapshot's memory, whose pages a page server in this process gives to
+ * each VM's target. VMs with the same layout of regions, as clones have, share one server.
+ *
+ * Any thread may call, except where it says otherwise.
+ */
+#ifndef FERRY_HANDLER_IMAGE_H
+#define FERRY_HANDLER_IMAGE_H
+
+#include <stdint.h>
+
+#include "base/addr.h"
+#include "base/log.h"
+#include "handler/vmm_message.h"
+
+struct ferry_image;
+struct ferry_image_view;
+
+struct ferry_image_config {
+	int fd; /* of the snapshot's memory file; borrowed */
+	uint32_t max_vms;
+	uint64_t max_bytes_per_second; /* of each VM's push; 0: no limit */
+	const struct ferry_log *log;   /* borrowed; may be NULL */
+};
+
+/* Errors: REFUSE, in @f. One thread. */
+int ferry_image_open(struct ferry_image **out, const struct ferry_image_config *config,
+		     struct ferry_failure *f);
+
+/* Nobody uses a view any more. NULL is fine. */
+void ferry_image_close(struct ferry_image *i);
+
+/**
+ * ferry_image_use() - a page server for a VM's layout
+ * @m: its regions; a region's pages are those at its offset in the image
+ * Errors: REFUSE in @f: a region lies outside the image, or there are too many layouts at once.
+ */
+int ferry_image_use(struct ferry_image *i, const struct ferry_vmm_message *m,
+		    struct ferry_image_view **view, struct ferry_failure *f);
+void ferry_image_unuse(struct ferry_image *i, struct ferry_image_view *view);
+
+/* Where its page server listens: only this process can connect. Borrowed until _unuse. */
+const struct ferry_addr *ferry_image_address(const struct ferry_image_view *view);
+
+#endif

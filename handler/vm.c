@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "handler/vm.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/net.h"
+#include "uffd/pager.h"
+
+#define DIAL_AGAIN_MS 100
+
+struct ferry_vm {
+	struct ferry_vm_config config; /* its descriptors are owned */
+	char *text;		       /* owned: the message */
+	pthread_t thread;
+	struct ferry_vmm_message message;
+	struct ferry_image_view *view; /* of the image; in use */
+	void *kept;		       /* owned mapping */
+	size_t kept_bytes;
+	_Atomic int pid;
+	_Atomic enum ferry_vm_state state;
+	_Atomic uint64_t ram_bytes, since_ns, until_ns;
+	_Atomic bool ended;
+
+	pthread_mutex_t lock;		/* of what follows */
+	struct ferry_target *target;	/* owned; NULL before and after */
+	struct ferry_target_stats last; /* of the target that was */
+};
+
+const char *ferry_vm_state_name(enum ferry_vm_state s)
+{
+	static const char *const names[] = {"opening", "filling", "complete",
+					    "gone",    "refused", "stopped"};
+
+	return s < FERRY_ARRAY_SIZE(names) ? names[s] : "?";
+}
+
+/* --- opening ---------------------------------------------------------------------------------- */
+
+static void describe(const struct ferry_vmm_message *m, struct ferry_layout *layout,
+		     struct ferry_target_region *regions)
+{
+	*layout = (struct ferry_layout){.n_regions = m->n_regions};
+	for (uint32_t i = 0; i < m->n_regions; i++) {
+		const struct ferry_vmm_region *r = &m->regions[i];
+		struct ferry_region_desc d = {
+			.id = i, .page_bytes = r->page_bytes, .n_pages = r->bytes / r->page_bytes};
+
+		layout->regions[i] = d;
+		/* A VMM that restores with a userfaultfd has its guest's memory private, so that
+		 * what is discarded is zero. */
+		regions[i] = (struct ferry_target_region){
+			.desc = d,
+			.start = r->start,
+			.kind = r->page_bytes == FERRY_PAGE_SIZE_DEFAULT ? FERRY_MAPPING_ANON
+									 : FERRY_MAPPING_HUGETLB,
+			.is_private = true,
+		};
+	}
+}
+
+/* The memory that says which pages are known: a new one, or that of an earlier life. */
+static int map_kept(struct ferry_vm *vm, size_t bytes, struct ferry_failure *f)
+{
+	bool is_new = vm->config.known < 0;
+	struct stat st;
+	int rc;
+
+	if (is_new)
+		vm->config.known = memfd_create("pageferry-known", MFD_CLOEXEC);
+	if (vm->config.known < 0 || (is_new && ftruncate(vm->config.known, (off_t)bytes) < 0) ||
+	    fstat(vm->config.known, &st) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the map of known pages");
+	if ((size_t)st.st_size != bytes)
+		return ferry_fail(f, FERRY_REFUSE, -EBADMSG,
+				  "the map of known pages is of another layout");
+	vm->kept = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vm->config.known, 0);
+	if (vm->kept == MAP_FAILED) {
+		vm->kept = NULL;
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the map of known pages");
+	}
+	vm->kept_bytes = bytes;
+	rc = is_new ? vm->config.keep(vm->config.ctx, vm->config.id, vm->config.known) : 0;
+	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "the keeper") : 0;
+}
+
+static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct ferry_failure *f)
+{
+	struct ferry_target_region regions[FERRY_MAX_REGIONS];
+	struct ferry_layout layout;
+	struct ferry_target_config config = {
+		.regions = regions,
+		.n_regions = vm->message.n_regions,
+		/* The VMM registered them; if we fail they stay so. */
+		.adopt = true,
+		.no_trace = true,
+		.log = vm->config.log,
+	};
+	int rc = ferry_uffd_from_peer(&config.uffd, TAKE_FD(vm->config.uffd), vm->config.conn, f);
+
+	if (rc < 0)
+		return rc;
+	atomic_store(&vm->pid, config.uffd.pid);
+	describe(&vm->message, &layout, regions);
+	rc = map_kept(vm, ferry_pager_kept_bytes(&layout), f);
+	if (rc < 0) {
+		ferry_uffd_close(&config.uffd);
+		return rc;
+	}
+	config.kept = vm->kept;
+	return ferry_target_new(out, &config, f);
+}
+
+static int open_vm(struct ferry_vm *vm, struct ferry_failure *f)
+{
+	struct ferry_target *target;
+	uint64_t bytes = 0;
+	int rc = ferry_vmm_message_parse(vm->text, vm->config.message_bytes, &vm->message, f);
+
+	if (rc < 0)
+		return rc;
+	for (uint32_t i = 0; i < vm->message.n_regions; i++)
+		bytes += vm->message.regions[i].bytes;
+	atomic_store(&vm->ram_bytes, bytes);
+	rc = ferry_image_use(vm->config.image, &vm->message, &vm->view, f);
+	if (rc < 0)
+		return rc;
+	rc = open_target(vm, &target, f);
+	if (rc < 0)
+		return rc;
+	pthread_mutex_lock(&vm->lock);
+	vm->target = target;
+	pthread_mutex_unlock(&vm->lock);
+	rc = ferry_target_start(target, f);
+	atomic_store(&vm->since_ns, ferry_now_ns());
+	return rc;
+}
+
+/* --- filling ---------------------------------------------------------------------------------- */
+
+static void tell(struct ferry_vm *vm, enum ferry_vm_state state, const struct ferry_failure *why)
+{
+	atomic_store(&vm->state, state);
+	vm->config.news(vm->config.ctx, vm, why);
+}
+
+/* Has the VMM closed its end? It sends nothing any more. */
+static bool has_hung_up(struct ferry_vm *vm)
+{
+	char drain[256];
+	ssize_t n = recv(vm->config.conn, drain, sizeof(drain), MSG_DONTWAIT);
+
+	return !n || (n < 0 && errno != EAGAIN && errno != EINTR);
+}
+
+/* Wait for news of the target, the VMM or the owner. Return: the state that follows. */
+static enum ferry_vm_state wait_for_news(struct ferry_vm *vm, int timeout_ms)
+{
+	struct pollfd p[] = {{.fd = vm->config.stop_fd, .events = POLLIN},
+			     {.fd = vm->config.conn, .events = POLLIN},
+			     {.fd = ferry_target_events_fd(vm->target), .events = POLLIN}};
+
+	if (poll(p, FERRY_ARRAY_SIZE(p), timeout_ms) < 0)
+		return FERRY_VM_FILLING;
+	if (p[0].revents)
+		return FERRY_VM_STOPPED;
+	if (p[1].revents && has_hung_up(vm))
+		return FERRY_VM_GONE;
+	return FERRY_VM_FILLING;
+}
+
+/* Return: the state that follows; FILLING once the session is open. */
+static enum ferry_vm_state connect_image(struct ferry_vm *vm)
+{
+	enum ferry_vm_state state = FERRY_VM_FILLING;
+	bool told = false;
+
+	while (state == FERRY_VM_FILLING) {
+		struct ferry_failure f = {0};
+		int rc = ferry_target_dial(vm->target, ferry_image_address(vm->view),
+					   vm->config.stop_fd, &f);
+
+		if (!rc)
+			break;
+		if (!told)
+			tell(vm, FERRY_VM_FILLING, &f);
+		told = true;
+		state = wait_for_news(vm, DIAL_AGAIN_MS);
+	}
+	return state;
+}
+
+static enum ferry_vm_state fill(struct ferry_vm *vm)
+{
+	enum ferry_vm_state state = connect_image(vm);
+
+	if (state != FERRY_VM_FILLING)
+		return state;
+	ferry_target_push(vm->target);
+	for (;;) {
+		struct ferry_failure f = {0};
+
+		switch (ferry_target_wait(vm->target, 0, -1, &f)) {
+		case FERRY_TARGET_COMPLETE:
+			return FERRY_VM_COMPLETE;
+		case FERRY_TARGET_GONE:
+			return FERRY_VM_GONE;
+		case FERRY_TARGET_FAILED:
+			/* It is tried again, and the VM waits meanwhile. */
+			tell(vm, FERRY_VM_FILLING, &f);
+			break;
+		default:
+			state = wait_for_news(vm, -1);
+			if (state != FERRY_VM_FILLING)
+				return state;
+		}
+	}
+}
+
+/* --- the thread ------------------------------------------------------------------------------- */
+
+static void end_target(struct ferry_vm *vm)
+{
+	struct ferry_target *target;
+
+	pthread_mutex_lock(&vm->lock);
+	target = vm->target;
+	vm->target = NULL;
+	if (target)
+		ferry_target_stats(target, &vm->last);
+	pthread_mutex_unlock(&vm->lock);
+	ferry_target_free(target);
+	if (vm->view)
+		ferry_image_unuse(vm->config.image, vm->view);
+	vm->view = NULL;
+}
+
+static void *vm_main(void *arg)
+{
+	struct ferry_vm *vm = arg;
+	struct ferry_failure f = {0};
+	enum ferry_vm_state state;
+	int rc = open_vm(vm, &f);
+
+	if (rc < 0) {
+		state = rc == -ESRCH ? FERRY_VM_GONE : FERRY_VM_REFUSED;
+	} else {
+		tell(vm, FERRY_VM_FILLING, NULL);
+		state = fill(vm);
+	}
+	atomic_store(&vm->until_ns, ferry_now_ns());
+	end_target(vm);
+	tell(vm, state, state == FERRY_VM_REFUSED ? &f : NULL);
+	atomic_store(&vm->ended, true);
+	return NULL;
+}
+
+/* --- life ------------------------------------------------------------------------------------- */
+
+static void vm_free(struct ferry_vm *vm)
+{
+	ferry_close(vm->config.conn);
+	ferry_close(vm->config.uffd);
+	ferry_close(vm->config.known);
+	if (vm->kept)
+		munmap(vm->kept, vm->kept_bytes);
+	pthread_mutex_destroy(&vm->lock);
+	free(vm->text);
+	free(vm);
+}
+
+int ferry_vm_start(struct ferry_vm **out, const struct ferry_vm_config *config,
+		   struct ferry_failure *f)
+{
+	struct ferry_vm *vm = calloc(1, sizeof(*vm));
+	int rc = -ENOMEM;
+
+	if (!vm) {
+		ferry_close(config->conn);
+		ferry_close(config->uffd);
+		ferry_close(config->known);
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "VM");
+	}
+	vm->config = *config;
+	pthread_mutex_init(&vm->lock, NULL);
+	vm->text = malloc(config->message_bytes);
+	if (vm->text) {
+		memcpy(vm->text, config->message, config->message_bytes);
+		rc = -pthread_create(&vm->thread, NULL, vm_main, vm);
+	}
+	if (rc < 0) {
+		vm_free(vm);
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "VM");
+	}
+	*out = vm;
+	return 0;
+}
+
+void ferry_vm_free(struct ferry_vm *vm)
+{
+	if (!vm)
+		return;
+	pthread_join(vm->thread, NULL);
+	vm_free(vm);
+}
+
+bool ferry_vm_has_ended(const struct ferry_vm *vm)
+{
+	return atomic_load(&vm->ended);
+}
+
+void ferry_vm_info(const struct ferry_vm *vm, struct ferry_vm_info *out)
+{
+	uint64_t since = atomic_load(&vm->since_ns), until = atomic_load(&vm->until_ns);
+
+	*out = (struct ferry_vm_info){
+		.id = vm->config.id,
+		.pid = atomic_load(&vm->pid),
+		.state = atomic_load(&vm->state),
+		.ram_bytes = atomic_load(&vm->ram_bytes),
+		.served_ns = since ? (until ? until : ferry_now_ns()) - since : 0,
+	};
+}
+
+void ferry_vm_stats(struct ferry_vm *vm, struct ferry_target_stats *out)
+{
+	pthread_mutex_lock(&vm->lock);
+	if (vm->target)
+		ferry_target_stats(vm->target, out);
+	else
+		*out = vm->last;
+	pthread_mutex_unlock(&vm->lock);
+}

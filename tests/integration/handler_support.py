@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of 'pageferry handler' share: the handler, VMMs, and snapshots."""
+import json
+import os
+import random
+import select
+import signal
+import sys
+import traceback
+
+from cli_support import LIMIT_S, Run, content
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
+import vmm_stand_in  # noqa: E402
+
+MIB = 1 << 20
+
+
+def snapshot(folder, n_bytes, seed=1, name="snapshot.mem"):
+    """A memory file with data, pages of zeros and a hole."""
+    path = os.path.join(folder, name)
+    part = content(256, seed)
+    rnd = random.Random(seed)
+    with open(path, "wb") as f:
+        for at in range(0, n_bytes, len(part)):
+            f.seek(at)
+            if rnd.random() < 0.8:
+                f.write(at.to_bytes(8, "little") + part[8:])
+        f.truncate(n_bytes)
+    return path
+
+
+class Handler(Run):
+    """pageferry handler --json, once it listens."""
+
+    def __init__(self, folder, *args, name="vmm.sock"):
+        self.socket = os.path.join(folder, name)
+        self.control = self.socket + ".control"
+        super().__init__("handler", "--json", "--socket", self.socket, "--control", self.control, *args)
+        assert self.event("listening")["address"] == "unix:" + self.socket
+
+    def events(self, *names):
+        """Reads JSON lines up to where all of these events have come, in whatever order. Returns them by name."""
+        missing, out = list(names), {}
+        while missing:
+            line = self.read_line()
+            assert line, f"ended without {missing}: {self.rest()}"
+            o = json.loads(line)
+            if o["event"] in missing:
+                missing.remove(o["event"])
+                out.setdefault(o["event"], []).append(o)
+        return out
+
+
+class Vmm:
+    """A VMM in a process of its own: forked, as it takes half a second to start Python."""
+
+    def __init__(self, handler, path, *sizes, **options):
+        words = [f"{k}={v}" for k, v in options.items()]
+        from_us, to_vmm = os.pipe()
+        from_vmm, to_us = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            os.dup2(from_us, 0)
+            os.dup2(to_us, 1)
+            sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
+            try:
+                vmm_stand_in.run([handler.socket, path, ",".join(map(str, sizes)), *words])
+            except BaseException:  # must not go on in the test's place
+                traceback.print_exc()
+            os._exit(1)
+        os.close(from_us)
+        os.close(to_us)
+        self.to, self.answers = to_vmm, os.fdopen(from_vmm)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+        os.waitpid(self.pid, 0)
+        os.close(self.to)
+        self.answers.close()
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+
+    def connected(self):
+        assert self.answer()["connected"] == self.pid
+        return self
+
+    def send(self, *words):
+        os.write(self.to, (" ".join(map(str, words)) + "\n").encode())
+
+    def is_silent(self, seconds):
+        return not select.select([self.answers], [], [], seconds)[0]
+
+    def answer(self):
+        assert not self.is_silent(LIMIT_S), f"the VM {self.pid} hangs"
+        line = self.answers.readline()
+        assert line, f"the VMM {self.pid} has ended"
+        return json.loads(line)
+
+    def ask(self, *words):
+        self.send(*words)
+        return self.answer()
+
+    def good(self, *words):
+        said = self.ask(*words)
+        assert said["bad"] == 0, said
+        return said

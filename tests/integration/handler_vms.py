@@ -1,0 +1,197 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""VMs restored from a snapshot file by 'pageferry handler'."""
+import json
+import os
+import signal
+import socket
+import sys
+from contextlib import ExitStack
+
+from cli_support import Run, main, need_root, wait_for
+from handler_support import MIB, Handler, Vmm, snapshot
+
+SLOW = "8M"  # of the push: some seconds for what is restored here
+
+
+def status(handler):
+    with Run("status", "--json", "--control", handler.control) as s:
+        return json.loads(s.rest()[1].splitlines()[0])
+
+
+def vm_is_restored_and_left(folder):
+    need_root()
+    path = snapshot(folder, 24 * MIB)
+    with Handler(folder, "--file", path) as h:
+        with Vmm(h, path, 16 * MIB, 8 * MIB) as vm:
+            vm.connected()
+            vm.good("touch", 2000)
+            assert h.event("vm-complete")["vmm_pid"] == vm.pid
+            vm.good("verify")
+            # It was left: what is discarded now is the kernel's matter.
+            vm.ask("drop", 50)
+            vm.good("verify")
+        assert h.stop()[0] == 0
+
+
+def messages_of_all_versions_are_understood(folder):
+    need_root()
+    path = snapshot(folder, 16 * MIB)
+    many = [MIB // 2] * 32  # some 4 KiB of text
+    with Handler(folder, "--file", path) as h:
+        for sizes, options in (
+            ([16 * MIB], {"old": 1}),
+            ([8 * MIB, 8 * MIB], {"keys": "many", "fds": 3}),
+            ([16 * MIB], {"late": 1}),
+            ([4 * MIB], {"offset": 8 * MIB}),
+            (many, {}),
+        ):
+            with Vmm(h, path, *sizes, **options) as vm:
+                vm.connected().good("verify")
+                h.event("vm-complete", vmm_pid=vm.pid)
+        assert h.stop()[0] == 0
+
+
+def what_is_no_vm_is_turned_away(folder):
+    need_root()
+    path = snapshot(folder, 4 * MIB)
+    region = {"base_host_virt_addr": 1 << 40, "size": MIB, "offset": 0, "page_size": 4096}
+    fds = [os.open("/dev/null", os.O_RDONLY)]
+    with Handler(folder, "--file", path) as h:
+
+        def send(text, fds):
+            s = socket.socket(socket.AF_UNIX)
+            s.connect(h.socket)
+            socket.send_fds(s, [text], fds)
+            return s
+
+        for text in (b"GET / HTTP/1.1\r\n\r\n", b"[" + b" " * 70000):
+            send(text, fds)
+            h.event("turned-away")
+        send(b"[", []).close()
+        assert "complete" in h.event("turned-away")["error"]
+        for text in (b"[]", b"[1]", b'["]"]', json.dumps([region]).encode()):
+            s = send(text, fds)
+            assert h.event("vm-refused")["error"], text
+            s.close()
+        # One that asks for more than the snapshot has.
+        with Vmm(h, path, 8 * MIB) as vm:
+            vm.connected()
+            assert "snapshot" in h.event("vm-refused")["error"]
+            vm.send("touch", 1)
+            assert vm.is_silent(0.3), "a VM that is not served was given something"
+        with Vmm(h, path, 4 * MIB) as vm:
+            vm.connected().good("verify")
+            h.event("vm-complete")
+        assert h.stop()[0] == 0
+
+
+def discarded_pages_are_zero(folder):
+    need_root()
+    path = snapshot(folder, 32 * MIB)
+    with Handler(folder, "--file", path, "--max-rate", SLOW) as h:
+        with Vmm(h, path, 32 * MIB) as vm:
+            vm.connected()
+            vm.good("storm", 4000, 6)
+            # The balloon goes on while the VM becomes complete, and is left.
+            vm.send("storm", 20000, 6)
+            h.event("vm-complete")
+            assert vm.answer()["bad"] == 0
+            vm.good("verify")
+        assert h.stop()[0] == 0
+
+
+def vmms_that_die_make_room(folder):
+    need_root()
+    path = snapshot(folder, 16 * MIB)
+    with Handler(folder, "--file", path, "--max-rate", "1M", "--max-vms", "2") as h:
+        for _ in range(3):
+            with Vmm(h, path, 16 * MIB) as a, Vmm(h, path, 16 * MIB) as b, Vmm(h, path, 16 * MIB) as c:
+                for vm in (a, b, c):
+                    vm.connected()
+                # The third one's turn comes when another has ended.
+                events = h.events("vm-filling", "vm-filling", "vm-waits")
+                first, second = (e["vmm_pid"] for e in events["vm-filling"])
+                h_vms = {vm.pid: vm for vm in (a, b, c)}
+                h_vms.pop(first).kill()
+                events = h.events("vm-gone", "vm-filling")
+                third = events["vm-filling"][0]["vmm_pid"]
+                assert events["vm-gone"][0]["vmm_pid"] == first
+                h_vms.pop(second)
+                assert h_vms.pop(third).good("touch", 20)
+            h.events("vm-gone", "vm-gone")
+        assert h.stop()[0] == 0
+
+
+def many_at_once(folder):
+    need_root()
+    path = snapshot(folder, 4 * MIB)
+    n = 64
+    with Handler(folder, "--file", path, "--max-vms", n) as h, ExitStack() as stack:
+        vms = [stack.enter_context(Vmm(h, path, 3 * MIB, MIB, seed=i)) for i in range(n)]
+        for vm in vms:
+            vm.connected()
+        for vm in vms:
+            vm.send("touch", 300, 2)
+        for vm in vms:
+            assert vm.answer()["bad"] == 0
+        for vm in vms:
+            vm.good("verify")
+        h.events(*["vm-complete"] * n)
+        code, out, err = h.stop()
+        last = json.loads(out.splitlines()[-1])
+        assert code == 0 and last["vms_complete"] == n, (out, err)
+
+
+def killed_worker_is_replaced(folder):
+    need_root()
+    path = snapshot(folder, 64 * MIB)
+    with Handler(folder, "--file", path, "--max-rate", "2M") as h:
+        with Vmm(h, path, 64 * MIB) as vm:
+            vm.connected()
+            for i in range(4):
+                vm.good("touch", 50)
+                vm.ask("drop", 5 + 5 * i)
+                vm.good("touch", 50)
+                vm.ask("drop", 7 + 5 * i)
+                # In the middle of it all.
+                vm.send("storm", 300, 4)
+                worker = status(h)["pid"]
+                assert worker != h.pid
+                os.kill(worker, signal.SIGKILL)
+                assert h.event("restarted")["restarts"] == i + 1
+                assert vm.answer()["bad"] == 0
+                vm.good("touch", 50)
+            vm.good("verify")
+            h.event("vm-complete", vmm_pid=vm.pid)
+            vm.good("verify")
+        assert h.stop()[0] == 0
+
+
+def stop_leaves_vms_waiting(folder):
+    need_root()
+    path = snapshot(folder, 16 * MIB)
+    with Handler(folder, "--file", path, "--max-rate", "1M") as h:
+        with Vmm(h, path, 16 * MIB) as vm:
+            vm.connected().good("touch", 10)
+            code, out, err = h.stop()
+            assert code == 3 and "1 VM is not complete" in out, (code, out, err)
+            vm.send("verify")
+            assert vm.is_silent(0.3), "pages that nobody has served were given out"
+
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            [
+                vm_is_restored_and_left,
+                messages_of_all_versions_are_understood,
+                what_is_no_vm_is_turned_away,
+                discarded_pages_are_zero,
+                vmms_that_die_make_room,
+                many_at_once,
+                killed_worker_is_replaced,
+                stop_leaves_vms_waiting,
+            ]
+        )
+    )

@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A userfaultfd handler for VMMs that restore snapshots, as Firecracker does.
+ *
+ * Two processes: the keeper (handler/keeper.h), which this one becomes, and its worker, which has
+ * everything below start() and is started again when it dies.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/net.h"
+#include "handler/handler.h"
+#include "handler/keeper.h"
+#include "tools/isolation.h"
+#include "tools/job.h"
+#include "tools/json.h"
+
+#define LOOK_MS		100 /* how often the counters are read */
+#define MAX_VMS		64u
+#define MAX_VMS_MOST	1024u
+#define FDS_A_VM	20u
+#define FDS_AT_LEAST	256u
+#define STATUS_VMS_MOST 64u /* that are listed one by one */
+
+static const struct option_def handler_options[] = {
+	{.name = "socket",
+	 .arg = "PATH",
+	 .help = "UNIX socket that VMMs connect to: Firecracker's mem_backend.backend_path",
+	 .kind = OPTION_TEXT,
+	 .required = true,
+	 OPTION_AT(socket)},
+	{.name = "file",
+	 .arg = "PATH",
+	 .help = "the snapshot's memory file",
+	 .kind = OPTION_TEXT,
+	 .required = true,
+	 OPTION_AT(file)},
+	{.name = "max-vms",
+	 .arg = "N",
+	 .help = "VMs at a time, 1 to 1024 (default: 64); others wait until one is complete",
+	 .kind = OPTION_COUNT,
+	 .max = MAX_VMS_MOST,
+	 OPTION_AT(max_vms)},
+	{.name = "user",
+	 .arg = "USER",
+	 .help = "name or number of the user that the VMMs run as, who gets the socket (default: "
+		 "only root and this user may connect)",
+	 .kind = OPTION_TEXT,
+	 OPTION_AT(user)},
+	OPTION_MAX_RATE,
+	OPTION_METRICS,
+	OPTION_CONTROL,
+	OPTIONS_COMMON,
+};
+
+/* What the keeper has, and each worker begins with. */
+struct setup {
+	const struct options *o;
+	uint32_t max_vms;
+	int file_fd; /* owned */
+	struct ferry_addr address;
+};
+
+struct handler {
+	struct job job;
+	const struct setup *setup;
+	struct ferry_image *image;     /* owned */
+	struct ferry_handler *handler; /* owned */
+	struct ferry_handler_stats stats;
+	bool alone; /* without a keeper */
+};
+
+/* --- the worker: what it tells ---------------------------------------------------------------- */
+
+static json_t *json_vm(const struct ferry_vm_info *vm)
+{
+	json_t *o = json_object();
+
+	json_put_count(o, "vm", vm->id);
+	json_put_count(o, "vmm_pid", (uint64_t)vm->pid);
+	json_put_count(o, "ram_bytes", vm->ram_bytes);
+	json_put(o, "served_ms", json_ms(vm->served_ns));
+	return o;
+}
+
+static void put_counts(json_t *o, const struct ferry_handler_stats *s)
+{
+	json_put_count(o, "vms", s->n_vms);
+	json_put_count(o, "vms_filling", s->n_filling);
+	json_put_count(o, "vms_ever", s->n_vms_ever);
+	json_put_count(o, "vms_complete", s->n_complete);
+	json_put_count(o, "vms_gone", s->n_gone);
+	json_put_count(o, "vms_refused", s->n_refused);
+}
+
+/* For 'pageferry status'. */
+static void more_status(void *ctx, json_t *status)
+{
+	struct handler *h = ctx;
+	struct ferry_vm_info vms[STATUS_VMS_MOST];
+	uint32_t n = ferry_handler_vms(h->handler, vms, STATUS_VMS_MOST);
+	json_t *list = json_array();
+
+	for (uint32_t i = 0; i < n; i++) {
+		json_t *vm = json_vm(&vms[i]);
+
+		json_put(vm, "state", json_text(ferry_vm_state_name(vms[i].state)));
+		json_array_append_new(list, vm);
+	}
+	json_put(status, "vm_list", list);
+}
+
+static void tell_vm(struct handler *h, const struct ferry_handler_event *e)
+{
+	char event[32], text[FERRY_FAILURE_TEXT_MAX + 100];
+	const char *state = ferry_vm_state_name(e->vm.state);
+	json_t *o = json_vm(&e->vm);
+	bool trouble = e->why.err && e->vm.state == FERRY_VM_FILLING;
+
+	snprintf(event, sizeof(event), "vm-%s", trouble ? "trouble" : state);
+	snprintf(text, sizeof(text), "VM %" PRIu64 " (process %d): %s%s%s", e->vm.id,
+		 (int)e->vm.pid, trouble ? "trouble" : state, e->why.err ? ": " : "", e->why.text);
+	if (e->why.err) {
+		json_put(o, "error", json_text(e->why.text));
+		report_count_error(&h->job.report);
+	}
+	report_event(&h->job.report, event, o, text);
+}
+
+static void tell(struct handler *h, const struct ferry_handler_event *e)
+{
+	json_t *o;
+
+	if (e->type == FERRY_HANDLER_NOTHING)
+		return;
+	if (e->type == FERRY_HANDLER_VM) {
+		tell_vm(h, e);
+		return;
+	}
+	h->alone |= e->type == FERRY_HANDLER_ALONE;
+	o = json_object();
+	json_put(o, "error", json_text(e->why.text));
+	report_count_error(&h->job.report);
+	report_event(&h->job.report,
+		     e->type == FERRY_HANDLER_ALONE ? "alone"
+		     : e->why.err == -EAGAIN	    ? "vm-waits"
+						    : "turned-away",
+		     o, e->why.text);
+}
+
+/* Nothing new is not told again and again. */
+static void look(struct handler *h)
+{
+	uint64_t before = h->stats.target.faults + h->stats.target.wire_bytes + h->stats.n_vms;
+
+	ferry_handler_stats(h->handler, &h->stats);
+	if (h->stats.target.faults + h->stats.target.wire_bytes + h->stats.n_vms != before)
+		report_target(&h->job.report, &h->stats.target);
+}
+
+static int finish(struct handler *h, const struct ferry_failure *f, int status)
+{
+	uint64_t total_ns = ferry_now_ns() - h->job.report.start_ns;
+	json_t *o = json_object();
+	char text[SUMMARY_MAX];
+
+	look(h);
+	json_put_count(o, "ram_bytes", h->stats.ram_bytes);
+	put_counts(o, &h->stats);
+	json_put_all(o, json_target(&h->stats.target));
+	json_put(o, "total_ms", json_ms(total_ns));
+	summary_target(&h->stats.target, h->stats.ram_bytes, total_ns, 0, text, sizeof(text));
+	if (status == EXIT_DONE)
+		return report_completed(&h->job.report, o, text);
+	return report_failed(&h->job.report, f, status, o, text);
+}
+
+/* The user wants an end. */
+static int stopped(struct handler *h)
+{
+	struct ferry_failure f = {0};
+
+	look(h);
+	if (!h->stats.n_filling)
+		return finish(h, NULL, EXIT_DONE);
+	ferry_fail(&f, FERRY_LOST, -ECANCELED,
+		   "stopped while %u VM%s not complete: %s where %s missing pages, and can't be "
+		   "served again; let VMs become complete before stopping",
+		   h->stats.n_filling, h->stats.n_filling == 1 ? " is" : "s are",
+		   h->stats.n_filling == 1 ? "it waits" : "they wait",
+		   h->stats.n_filling == 1 ? "it touches" : "they touch");
+	return finish(h, &f, EXIT_WAITS);
+}
+
+static int serve(struct handler *h)
+{
+	uint64_t look_ns = 0;
+
+	for (;;) {
+		struct ferry_handler_event e;
+		struct ferry_failure f = {0};
+		int rc = ferry_handler_wait(h->handler, LOOK_MS, h->job.stop_fd, &e);
+
+		if (rc == -ECANCELED)
+			return stopped(h);
+		if (rc < 0) {
+			ferry_fail_errno(&f, FERRY_LINK, rc, "waiting for VMs");
+			return finish(h, &f, EXIT_WAITS);
+		}
+		tell(h, &e);
+		if (ferry_now_ns() - look_ns >= LOOK_MS * (uint64_t)FERRY_NS_PER_MS) {
+			look(h);
+			look_ns = ferry_now_ns();
+		}
+		if (h->alone && !h->stats.n_vms) {
+			ferry_fail(&f, FERRY_LINK, -EPIPE,
+				   "the VMs that were here are done, and no others can come; start "
+				   "the handler again");
+			return finish(h, &f, EXIT_FAILED);
+		}
+	}
+}
+
+/* --- the worker: start ------------------------------------------------------------------------ */
+
+static int start(struct handler *h, const struct ferry_worker_start *begin, struct ferry_failure *f)
+{
+	struct ferry_image_config image = {.fd = h->setup->file_fd,
+					   .max_vms = h->setup->max_vms,
+					   .max_bytes_per_second = h->setup->o->max_rate,
+					   .log = &h->job.report.log};
+	struct ferry_handler_config handler = {
+		.max_vms = h->setup->max_vms, .start = begin, .log = &h->job.report.log};
+	int rc = job_open(&h->job, "handler", h->setup->o, f);
+
+	if (rc < 0)
+		return rc;
+	/* To look at another user's process, which its connection names. */
+	rc = isolation_narrow(ISOLATION_PTRACE | ISOLATION_PROC, f);
+	if (rc < 0)
+		return rc;
+	rc = ferry_image_open(&h->image, &image, f);
+	if (rc < 0)
+		return rc;
+	handler.image = h->image;
+	rc = ferry_handler_new(&h->handler, &handler, f);
+	if (rc < 0)
+		return rc;
+	h->job.report.more_ctx = h;
+	h->job.report.more = more_status;
+	return job_start(&h->job, f);
+}
+
+static void tell_restart(struct handler *h, const struct ferry_worker_start *begin)
+{
+	json_t *o = json_object();
+	char text[120];
+
+	snprintf(text, sizeof(text), "started again (%u), as the last worker %s%s",
+		 begin->n_restarts, begin->last_signal ? "was killed: " : "failed",
+		 begin->last_signal ? strsignal(begin->last_signal) : "");
+	json_put_count(o, "restarts", begin->n_restarts);
+	json_put_count(o, "pid", (uint64_t)getpid());
+	report_count_error(&h->job.report);
+	report_event(&h->job.report, "restarted", o, text);
+}
+
+static int work(void *setup, const struct ferry_worker_start *begin)
+{
+	struct handler h = {.setup = setup};
+	struct ferry_failure f = {0};
+	int status;
+
+	if (start(&h, begin, &f) < 0) {
+		status = report_failed(&h.job.report, &f, EXIT_FAILED, NULL, NULL);
+	} else {
+		if (begin->n_restarts)
+			tell_restart(&h, begin);
+		else
+			report_listening(&h.job.report, &h.setup->address);
+		report_stage(&h.job.report, "serve");
+		status = serve(&h);
+	}
+	job_close(&h.job);
+	ferry_handler_free(h.handler);
+	ferry_image_close(h.image);
+	return status;
+}
+
+/* --- the keeper ------------------------------------------------------------------------------- */
+
+static int find_user(const char *text, uid_t *uid, struct ferry_failure *f)
+{
+	const struct passwd *pw = getpwnam(text);
+	char *end;
+	unsigned long n = strtoul(text, &end, 10);
+
+	if (pw)
+		*uid = pw->pw_uid;
+	else if (*text >= '0' && *text <= '9' && !*end && n < UINT32_MAX)
+		*uid = (uid_t)n;
+	else
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--user: there is no user '%.60s'; give a name or a number",
+				  text);
+	return 0;
+}
+
+static int listen_for(struct setup *s, uid_t uid, struct ferry_failure *f)
+{
+	_cleanup_close_ int fd = -1;
+
+	s->address = (struct ferry_addr){.is_unix = true};
+	if (strlen(s->o->socket) >= sizeof(s->address.path))
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--socket: the path is too long; at most %zu bytes are possible",
+				  sizeof(s->address.path) - 1);
+	strcpy(s->address.path, s->o->socket);
+	fd = ferry_net_listen(&s->address, f);
+	if (fd < 0)
+		return fd;
+	if (s->o->user && chown(s->o->socket, uid, (gid_t)-1) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno,
+					"giving the socket to user %u; run as root",
+					(unsigned int)uid);
+	return TAKE_FD(fd);
+}
+
+/* Each VM takes some descriptors in the worker, and a few in the keeper. */
+static void raise_fds(uint32_t max_vms)
+{
+	rlim_t need = FDS_AT_LEAST + max_vms * (rlim_t)FDS_A_VM;
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= need)
+		return;
+	limit.rlim_cur = need;
+	limit.rlim_max = FERRY_MAX(limit.rlim_max, need);
+	if (!setrlimit(RLIMIT_NOFILE, &limit) || getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static int keep(struct setup *s, struct ferry_failure *f)
+{
+	struct ferry_keeper_config config = {
+		.max_vms = s->max_vms, .uid = geteuid(), .worker = work, .ctx = s};
+	int rc = s->o->user ? find_user(s->o->user, &config.uid, f) : 0;
+
+	if (rc < 0)
+		return rc;
+	s->file_fd = open(s->o->file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (s->file_fd < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "cannot open %.300s", s->o->file);
+	raise_fds(s->max_vms);
+	config.listen_fd = listen_for(s, config.uid, f);
+	if (config.listen_fd < 0)
+		return config.listen_fd;
+	/* A worker opens its control socket again, wherever it may be. */
+	rc = isolation_enter(ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SOCKET, f);
+	if (rc < 0) {
+		ferry_close(config.listen_fd);
+		return rc;
+	}
+	rc = ferry_keeper_run(&config, f);
+	unlink(s->o->socket);
+	return rc;
+}
+
+static int run(const struct options *o)
+{
+	struct setup s = {.o = o, .file_fd = -1, .max_vms = o->max_vms ? o->max_vms : MAX_VMS};
+	struct ferry_failure f = {0};
+	struct report report;
+	int rc = keep(&s, &f);
+
+	ferry_close(s.file_fd);
+	if (rc >= 0)
+		return rc;
+	/* The worker has nothing to say of this. */
+	if (rc == -ECANCELED)
+		ferry_fail(&f, FERRY_LOST, rc,
+			   "stopped, and the worker was killed; VMs that are not complete wait");
+	report_init(&report, "handler", o);
+	rc = report_failed(&report, &f, rc == -ECANCELED ? EXIT_WAITS : EXIT_FAILED, NULL, NULL);
+	report_fini(&report);
+	return rc;
+}
+
+const struct command cmd_handler = {
+	.name = "handler",
+	.synopsis = "--socket PATH --file PATH [OPTION...]",
+	.summary = "Serve the page faults of VMs that a VMM restores from a snapshot.",
+	.notes = "A drop-in userfaultfd handler for Firecracker's mem_backend of type Uffd. Each "
+		 "VM\n"
+		 "is left as soon as it has everything. When the working process dies another one\n"
+		 "takes over, and the VMs go on.\n",
+	.options = handler_options,
+	.run = run,
+};
