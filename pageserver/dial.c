@@ -139,6 +139,16 @@ static int read_answer(struct ferry_dialer *d, int fd, struct ferry_message *m,
 	return rc < 0 ? ferry_fail_errno(f, FERRY_LINK, rc, "no answer to Hello") : 0;
 }
 
+/* TLS has said why. Whoever is on the way can forge what is said before the peer is authenticated:
+ * to a session that was open before, that is one more lost link. */
+static int explain(const struct ferry_dialer *d, int fd, int rc, struct ferry_failure *f)
+{
+	(void)ferry_tls_explain(d->server->config.tls, fd, f);
+	if (d->server->config.tls && d->epoch)
+		f->consequence = FERRY_LINK;
+	return rc;
+}
+
 /* A target that is busy may have room later, if it had some before. */
 static enum ferry_consequence consequence(const struct ferry_dialer *d, enum ferry_error_code code)
 {
@@ -162,7 +172,7 @@ static int open_one(struct ferry_dialer *d, const struct ferry_hello *hello, uin
 	fd = ferry_tls_dial(d->server->config.tls, &d->to, FERRY_NET_CONTROL, DIAL_TIMEOUT_MS,
 			    d->server->stop_fd, f);
 	if (fd < 0)
-		return fd;
+		return explain(d, -1, fd, f);
 	ferry_connection_dial(&proto, hello, m);
 	rc = ferry_message_encode(m, out, sizeof(out));
 	if (rc > 0)
@@ -171,10 +181,8 @@ static int open_one(struct ferry_dialer *d, const struct ferry_hello *hello, uin
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_LINK, rc, "Hello");
 	rc = read_answer(d, fd, m, f);
-	if (rc < 0) {
-		(void)ferry_tls_explain(d->server->config.tls, fd, f);
-		return rc;
-	}
+	if (rc < 0)
+		return explain(d, fd, rc, f);
 	rc = ferry_connection_check(&proto, m, &code, why);
 	if (rc == -ECONNREFUSED)
 		return ferry_fail(f, consequence(d, m->error.code), rc, "the target says: %s", why);

@@ -8,9 +8,9 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 
 from cli_support import PAGE, Holder, Run, Serve, content, main, run
+from raw_forwarder import Forwarder
 
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 N_PAGES = 1200
@@ -250,64 +250,6 @@ def one_side_without_tls_is_told(folder):
 
 
 # --- the way between ----------------------------------------------------------------------------
-
-
-class Forwarder:
-    """Between the two: sees what passes, and cuts it."""
-
-    def __init__(self, address):
-        host, port = address.rsplit(":", 1)
-        self.to = (host, int(port))
-        self.seen, self.pairs, self.cut_after = [], [], None
-        self.n_cut = 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for pair in self.pairs:
-            self.end(pair)
-
-    @staticmethod
-    def end(pair):
-        """Orderly for TCP: nobody but TLS can know that more was to come."""
-        for s in pair:
-            try:
-                s.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    def accept(self):
-        while True:
-            try:
-                a, _ = self.listener.accept()
-                b = socket.create_connection(self.to)
-            except OSError:
-                return
-            self.pairs.append((a, b))
-            for x, y in ((a, b), (b, a)):
-                threading.Thread(target=self.pump, args=(x, y, (a, b)), daemon=True).start()
-
-    def pump(self, x, y, pair):
-        n = 0
-        try:
-            while data := x.recv(65536):
-                n += len(data)
-                if self.cut_after is not None and n > self.cut_after:
-                    self.n_cut += 1
-                    self.cut_after = None
-                    y.sendall(data[: len(data) // 2])
-                    break
-                self.seen.append(data)
-                y.sendall(data)
-        except OSError:
-            pass
-        self.end(pair)
 
 
 def a_cut_stream_is_a_lost_link(folder):

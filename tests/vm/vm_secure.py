@@ -1,0 +1,44 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""A guest moves over TLS; who has no credentials changes nothing; a stream that is cut is resumed."""
+import os
+import subprocess
+import sys
+
+import vm_support
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "integration"))
+from raw_forwarder import Forwarder  # noqa: E402
+
+
+def credentials(lab, name):
+    """A folder of 127.0.0.1's, of an authority of this name."""
+    folder = os.path.join(lab.folder, name)
+    subprocess.run([os.path.join(HERE, "..", "..", "contrib", "make-credentials"), folder, "localhost=127.0.0.1"],
+                   check=True, stdout=subprocess.DEVNULL)
+    return ["--tls", os.path.join(folder, "localhost")]
+
+
+def moves_over_tls_and_others_are_turned_away(lab):
+    source = lab.guest()
+    target = lab.target(source)
+    ours, theirs = credentials(lab, "ours"), credentials(lab, "theirs")
+    receive = lab.receive(target, *ours, "--tls-peer", "localhost")
+    for args, text in ((theirs, "is it signed by ca-cert.pem?"), ((), "--tls"),
+                       ([*ours, "--tls-hostname", "elsewhere"], "is for another name")):
+        lab.migrate(source, receive.address, *args).refuses(text)
+        lab.untouched(source)
+    with Forwarder(receive.address) as f:
+        f.cut_after = 40 << 20  # in the middle of the push
+        migrate = lab.migrate(source, f.address, *ours)
+        _, received = lab.arrived(source, target, migrate, receive)
+        assert f.n_cut == 1 and received["resumes"] >= 1, received
+
+
+CASES = {case.__name__: case for case in (
+    moves_over_tls_and_others_are_turned_away,
+)}
+
+if __name__ == "__main__":
+    sys.exit(vm_support.main(CASES))
