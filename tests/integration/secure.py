@@ -8,8 +8,9 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 
-from cli_support import PAGE, Holder, Run, Serve, content, main, run
+from cli_support import LIMIT_S, PAGE, Holder, Run, Serve, content, main, run, wait_for
 from raw_forwarder import Forwarder
 
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
@@ -266,6 +267,56 @@ def a_cut_stream_is_a_lost_link(folder):
         assert "TLS: the connection was cut" in s.stop()[2]
 
 
+def connect(address):
+    host, port = address.rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout=LIMIT_S)
+
+
+def ended(s):
+    """Whether the other side has closed by now."""
+    s.setblocking(False)
+    try:
+        while s.recv(65536):
+            pass
+        return True
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def slow_handshakes_are_dropped_and_keep_nobody_out(folder):
+    """More than there is room for, that say nothing, or a byte at a time."""
+    data = content(200)
+    tls = ["--tls", good(folder)]
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100000)
+    with Holder("anon", len(data)) as h, Serve("--file", write(folder, "memory", data), *tls) as s:
+        begin = time.monotonic()
+        slow = [connect(s.address) for _ in range(100)]
+        # There is no waiting for their time to pass: the oldest make room.
+        wait_for("the first ones are dropped", lambda: all(ended(c) for c in slow[:50]))
+        assert not ended(slow[-1]) or time.monotonic() - begin > 4
+        with Attach(h, s.address, *tls) as a:
+            a.end(0)
+        assert h.ask("hash") == sha(data)
+        slow += [connect(s.address) for _ in range(10)]
+        left = {c: iter(hello) for c in slow[-10:]}
+
+        def all_are_dropped():
+            for c, said in left.items():
+                try:
+                    c.send(bytes([next(said)]))
+                except OSError:
+                    pass
+            return all(ended(c) for c in slow)
+
+        wait_for("all are dropped", all_are_dropped)
+        for c in slow:
+            c.close()
+        status, _, err = s.stop()
+        assert status == 0 and "TLS: no handshake within 5 s" in err, err
+
+
 if __name__ == "__main__":
     sys.exit(
         main(
@@ -281,6 +332,7 @@ if __name__ == "__main__":
                 unusable_keys_are_named,
                 one_side_without_tls_is_told,
                 a_cut_stream_is_a_lost_link,
+                slow_handshakes_are_dropped_and_keep_nobody_out,
             ]
         )
     )
