@@ -71,8 +71,8 @@ def receive_interrupted(a):
 
 def migrate_interrupted(a):
     a.migrate.signal(signal.SIGINT)
-    a.gate.open()
     a.undone("stopped by the user")
+    a.gate.open()
     if a.point == "Hello":
         a.receive.signal(signal.SIGINT)
     a.receive_ends(1)
