@@ -134,6 +134,9 @@ static enum ferry_switch_event on_engine(struct ferry_switch_target *s, int even
 		return FERRY_EV_NOTHING;
 	case FERRY_TARGET_COMPLETE:
 		return FERRY_EV_COMPLETE;
+	case FERRY_TARGET_PAGES_LOST:
+		ferry_target_side_pages_lost(s);
+		return FERRY_EV_NOTHING;
 	case FERRY_TARGET_GONE:
 		return ferry_target_side_vmm_gone(s);
 	case FERRY_TARGET_FAILED:

@@ -68,6 +68,9 @@ enum ferry_switch_event ferry_target_side_load(struct ferry_switch_target *s, co
 /* Notes that QEMU has ended. */
 enum ferry_switch_event ferry_target_side_vmm_gone(struct ferry_switch_target *s);
 
+/* The source can't have some pages any more, as s->why says. */
+void ferry_target_side_pages_lost(struct ferry_switch_target *s);
+
 void ferry_target_side_close_link(struct ferry_switch_target *s);
 
 /* Tell the observer; @trace may be NULL. */

@@ -19,6 +19,7 @@
 /* QEMU reads the device state as fast as it loads it, which may need pages from the source. */
 #define LOAD_TIMEOUT_MS 30000
 #define CONT_TIMEOUT_MS 60000
+#define STOP_TIMEOUT_MS 10000 /* a processor that waits for a page does not stop */
 #define RTT_TIMEOUT_MS	1000
 #define VMM_ATTEMPTS	30		  /* of two seconds each */
 #define STATE_NAME	"pageferry-state" /* of the pipe, at QEMU */
@@ -251,6 +252,8 @@ static int make_target(struct ferry_switch_target *s, bool adopt)
 		.max_bytes_per_second = s->config->max_bytes_per_second,
 		.no_trace = s->config->no_trace,
 		.tls = s->config->tls,
+		.no_checksum = s->config->no_checksum,
+		.on_lost = s->config->on_lost,
 		.log = s->config->log,
 	};
 	uint64_t begin = ferry_now_ns();
@@ -463,6 +466,26 @@ static enum ferry_switch_event run_guest(struct ferry_switch_target *s)
 	s->entry.phase = FERRY_JOURNAL_RUNS;
 	note(s);
 	return FERRY_EV_GUEST_RUNS;
+}
+
+void ferry_target_side_pages_lost(struct ferry_switch_target *s)
+{
+	const struct ferry_switch_observer *o = &s->config->observer;
+	struct ferry_failure why = {0};
+	int rc = 0;
+
+	if (o->lost)
+		o->lost(o->ctx, &s->why);
+	if (!s->config->stop_on_lost)
+		return;
+	if (!s->qmp)
+		rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &why);
+	if (!rc)
+		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "stop", NULL, NULL, &why);
+	if (rc < 0)
+		ferry_error(s->config->log, "the guest can't be stopped: %s", why.text);
+	else
+		ferry_error(s->config->log, "the guest is stopped, as --on-lost says");
 }
 
 /* --- undo ----------------------------------------------------------------------------------- */

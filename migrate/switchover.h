@@ -61,6 +61,8 @@ struct ferry_switch_observer {
 	 * before they go. May be NULL.
 	 */
 	void (*trace)(void *ctx, struct ferry_trace *trace);
+	/* The source can't have some pages any more. May be NULL. */
+	void (*lost)(void *ctx, const struct ferry_failure *f);
 	void *ctx;
 };
 
@@ -80,6 +82,9 @@ struct ferry_receive_config {
 	uint64_t max_bytes_per_second; /* of the push; 0: no limit */
 	bool no_trace;		       /* keep no records of faults */
 	struct ferry_tls *tls;	       /* of all connections; borrowed; NULL: plain */
+	bool no_checksum;	       /* don't ask for checksums of pages */
+	enum ferry_on_lost on_lost;    /* what becomes of a page that the source has lost */
+	bool stop_on_lost;	       /* and the guest is stopped */
 	const char *state_dir; /* for what must outlive us, see journal.h; NULL: a default */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;
@@ -104,6 +109,7 @@ struct ferry_migrate_config {
 	int stop_fd;	       /* readable: cancel (before Commit), or leave (after); -1 for none */
 	uint32_t n_bulk;       /* bulk connections; 0: a default of 1 */
 	struct ferry_tls *tls; /* as above */
+	bool no_checksum;      /* don't offer checksums of pages */
 	const char *state_dir; /* as above */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;

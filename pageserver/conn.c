@@ -93,6 +93,7 @@ int ferry_conn_new(struct ferry_server *s, int fd, const char *name,
 	} else {
 		ferry_connection_accept(&c->proto, FERRY_SIDE_SOURCE);
 		ferry_tls_tune(s->config.tls, fd, FERRY_NET_CONTROL);
+		c->proto.withheld = ferry_server_withheld(s);
 		c->deadline_ns = c->rx_ns + HANDSHAKE_NS;
 	}
 	c->next = s->conns;

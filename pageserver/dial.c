@@ -218,7 +218,8 @@ static int open_role(struct ferry_dialer *d, enum ferry_role role, uint32_t inde
 				    .session = d->session,
 				    .role = role,
 				    .index = index,
-				    .epoch = d->epoch};
+				    .epoch = d->epoch,
+				    .withheld = ferry_server_withheld(d->server)};
 	uint64_t features;
 	int fd = open_one(d, &hello, &features, f);
 

@@ -34,7 +34,8 @@
 #define MIN_PACED   (16u * FERRY_KIB)
 
 struct lane {
-	int fd; /* the connection's */
+	int fd; /* the connection's, as the next */
+	uint64_t features;
 	struct iovec iov[2 * LANE_PIECES];
 	struct iovec *next; /* to be sent */
 	size_t n_iov;
@@ -102,7 +103,7 @@ static int pace(struct ferry_push *p)
 
 /* --- a lane's next frames ----------------------------------------------------------------- */
 
-static bool next_run(struct ferry_push *p, uint32_t max_bytes)
+static bool next_run(struct ferry_push *p, const struct lane *l, uint32_t max_bytes)
 {
 	struct ferry_run run;
 
@@ -110,7 +111,7 @@ static bool next_run(struct ferry_push *p, uint32_t max_bytes)
 		p->no_more_holes = true;
 	if (p->no_more_holes && !ferry_session_next_run(p->session, max_bytes, &run))
 		return false;
-	p->cut = (struct ferry_cut){.rest = run};
+	p->cut = (struct ferry_cut){.rest = run, .says_lost = l->features & FERRY_FEATURE_LOST};
 	return true;
 }
 
@@ -129,7 +130,6 @@ static ssize_t put_piece(struct ferry_push *p, struct lane *l, uint32_t i, uint3
 {
 	struct ferry_message m = {.type = FERRY_FRAME_PAGE_RUN};
 	const struct ferry_region_desc *regions = p->server->pages.layout.regions;
-	struct ferry_counters *n = &p->server->n;
 	const void *data;
 	int rc = ferry_session_cut(p->session, &p->cut, max_bytes, &l->scratch, &m.run, &data);
 
@@ -139,10 +139,13 @@ static ssize_t put_piece(struct ferry_push *p, struct lane *l, uint32_t i, uint3
 	}
 	if (rc == FERRY_CUT_FULL)
 		return 0;
+	rc = ferry_server_finish_piece(p->server, &m.run, data, l->features, false);
+	if (rc < 0) {
+		p->failed = m.run.run;
+		return rc;
+	}
 	if (data)
 		m.payload_bytes = m.run.run.n_pages * regions[m.run.run.region].page_bytes;
-	atomic_fetch_add_explicit(data ? &n->pages_pushed : &n->pages_zero, m.run.run.n_pages,
-				  memory_order_relaxed);
 	if (!i)
 		l->first = m.run.run;
 	return (ssize_t)put(l, i, &m, data);
@@ -165,7 +168,7 @@ static int fill(struct ferry_push *p, struct lane *l)
 	for (i = 0; i < LANE_PIECES && bytes < max_bytes; i++) {
 		ssize_t n;
 
-		if (!p->cut.rest.n_pages && !next_run(p, max_bytes))
+		if (!p->cut.rest.n_pages && !next_run(p, l, max_bytes))
 			break;
 		n = put_piece(p, l, i, max_bytes);
 		if (n < 0)
@@ -296,6 +299,7 @@ static int init_lanes(struct ferry_push *p, const struct ferry_peer *peer)
 			continue;
 		l = &p->lanes[p->n_lanes++];
 		l->fd = peer->bulk[i]->fd;
+		l->features = peer->bulk[i]->proto.features;
 		if (!size)
 			continue;
 		l->scratch.size = FERRY_MAX(size, (size_t)PUSH_BYTES);

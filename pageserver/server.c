@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/net.h"
 #include "pageserver/server_internal.h"
+#include "protocol/checksum.h"
 
 /* --- the sources, as sessions see them ---------------------------------------------------- */
 
@@ -36,6 +37,21 @@ static int pages_is_zero(void *ctx, uint32_t region, uint64_t page, const void *
 	return ferry_source_is_zero(s->config.sources[region], page, data);
 }
 
+/* Of all regions together; 0 when one of them has none. */
+static uint64_t identity(const struct ferry_server *s)
+{
+	uint64_t all = 0;
+
+	for (uint32_t i = 0; i < s->config.n_sources; i++) {
+		uint64_t one = ferry_source_identity(s->config.sources[i]);
+
+		if (!one)
+			return 0;
+		all = ferry_checksum(all, &one, sizeof(one));
+	}
+	return all;
+}
+
 static int make_layout(struct ferry_server *s, struct ferry_failure *f)
 {
 	struct ferry_layout *l = &s->pages.layout;
@@ -58,6 +74,7 @@ static int make_layout(struct ferry_server *s, struct ferry_failure *f)
 				FERRY_MAX(s->scratch_page_bytes, (size_t)l->regions[i].page_bytes);
 	}
 	l->n_regions = s->config.n_sources;
+	l->memory_id = identity(s);
 	m.layout = *l;
 	if (ferry_message_encode(&m, out, sizeof(out) - CONN_REPLY_BYTES) < 0)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "the regions' names are too long");
@@ -262,6 +279,7 @@ void ferry_server_stats(const struct ferry_server *server, struct ferry_server_s
 		.pages_urgent = atomic_load(&s->n.pages_urgent),
 		.pages_pushed = atomic_load(&s->n.pages_pushed),
 		.pages_zero = atomic_load(&s->n.pages_zero),
+		.pages_lost = atomic_load(&s->n.pages_lost),
 		.wire_bytes = atomic_load(&s->n.wire_bytes),
 		.requests = atomic_load(&s->n.requests),
 		.resumes = atomic_load(&s->n.resumes),
@@ -272,6 +290,50 @@ void ferry_server_stats(const struct ferry_server *server, struct ferry_server_s
 	if (s->latest)
 		ferry_session_progress(s->latest->session, &out->pages_total, &out->pages_sent);
 	pthread_mutex_unlock(&s->lock);
+}
+
+uint64_t ferry_server_withheld(const struct ferry_server *s)
+{
+	return s->config.no_checksum ? FERRY_FEATURE_CHECKSUM : 0;
+}
+
+/* The first one is told; the counter and the target's own log have the others. */
+static void tell_lost(struct ferry_server *s, const struct ferry_run *run)
+{
+	char text[FERRY_MAX_TEXT];
+
+	if (atomic_exchange(&s->lost_said, true))
+		return;
+	snprintf(text, sizeof(text),
+		 "page %llu of region '%s' can't be read any more, and the target is told so",
+		 (unsigned long long)run->first_page, s->pages.layout.regions[run->region].name);
+	ferry_error(s->log, "%s", text);
+	ferry_server_post(s, FERRY_SERVER_PAGES_LOST, FERRY_LOST, -EIO, text);
+}
+
+int ferry_server_finish_piece(struct ferry_server *s, struct ferry_page_run *piece, const void *data,
+			      uint64_t features, bool is_urgent)
+{
+	_Atomic uint64_t *n = piece->encoding == FERRY_ENCODING_ZERO   ? &s->n.pages_zero
+			      : piece->encoding == FERRY_ENCODING_LOST ? &s->n.pages_lost
+			      : is_urgent			       ? &s->n.pages_urgent
+								       : &s->n.pages_pushed;
+	uint64_t seed = ferry_checksum_seed(piece);
+	int rc = 0;
+
+	piece->has_checksum = features & FERRY_FEATURE_CHECKSUM;
+	if (piece->has_checksum && data)
+		rc = ferry_source_checksum(s->config.sources[piece->run.region],
+					   piece->run.first_page, piece->run.n_pages, data, seed,
+					   &piece->checksum);
+	else if (piece->has_checksum)
+		piece->checksum = ferry_checksum(seed, NULL, 0);
+	if (rc < 0)
+		return rc;
+	atomic_fetch_add_explicit(n, piece->run.n_pages, memory_order_relaxed);
+	if (piece->encoding == FERRY_ENCODING_LOST)
+		tell_lost(s, &piece->run);
+	return 0;
 }
 
 void ferry_server_post(struct ferry_server *s, enum ferry_server_event event,

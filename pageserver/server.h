@@ -33,6 +33,7 @@ struct ferry_server_config {
 	uint32_t max_sessions;	       /* 0: a default of 64 */
 	uint64_t max_bytes_per_second; /* of each session's push, not of urgent pages; 0: none */
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
+	bool no_checksum;	       /* don't offer checksums of pages */
 	const struct ferry_log *log;   /* borrowed; may be NULL */
 };
 
@@ -43,6 +44,7 @@ struct ferry_server_stats {
 	uint32_t n_completed; /* sessions whose target said Complete */
 	/* A page that was sent counts once: answered with data, pushed with data, or as zero. */
 	uint64_t pages_urgent, pages_pushed, pages_zero;
+	uint64_t pages_lost; /* that a target was told can't be had any more */
 	uint64_t wire_bytes; /* sent, frames and payload */
 	uint64_t requests;   /* PageRequest messages */
 	uint32_t resumes;
@@ -100,12 +102,13 @@ enum ferry_server_event {
 	FERRY_SERVER_COMPLETED, /* a session's target has everything */
 	FERRY_SERVER_LINK_LOST, /* a session lost a connection; it is resumed */
 	FERRY_SERVER_FAILED,	/* a session was refused by its target, or a page can't be had */
+	FERRY_SERVER_PAGES_LOST, /* a page can't be had, and its target is told; once */
 };
 
 /**
  * ferry_server_wait() - the next thing that the owner may want to know
  * @timeout_ms: -1 for ever; @stop_fd: -1 or an fd that ends the wait (-ECANCELED)
- * @f: the story for LINK_LOST and FAILED
+ * @f: the story for LINK_LOST, FAILED and PAGES_LOST
  * Return: an enum ferry_server_event, or a negative errno.
  */
 int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd, struct ferry_failure *f);

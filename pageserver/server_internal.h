@@ -264,7 +264,7 @@ void ferry_dialers_free(struct ferry_server *s); /* once the loop has ended */
 /* --- server.c ----------------------------------------------------------------------------- */
 
 struct ferry_counters {
-	_Atomic uint64_t pages_urgent, pages_pushed, pages_zero, wire_bytes, requests;
+	_Atomic uint64_t pages_urgent, pages_pushed, pages_zero, pages_lost, wire_bytes, requests;
 	_Atomic uint32_t n_sessions, n_sessions_ever, n_completed, resumes;
 };
 
@@ -303,6 +303,7 @@ struct ferry_server {
 	int stop_fd; /* owned; eventfd: for dialers */
 
 	struct ferry_counters n;
+	atomic_bool lost_said;
 
 	pthread_mutex_t lock;	   /* what follows, and the list of peers while stats look at it */
 	struct ferry_peer *latest; /* borrowed; progress is told of this one */
@@ -312,6 +313,17 @@ struct ferry_server {
 	uint32_t n_events, first_event;
 	int event_fd; /* owned; readable while there are events */
 };
+
+/* Features that are not offered. */
+uint64_t ferry_server_withheld(const struct ferry_server *s);
+
+/**
+ * ferry_server_finish_piece() - what a piece that is cut still needs before it is sent
+ * @features: of the connection. Counts its pages. Any thread.
+ * Errors: as ferry_source_pages(): it can't be had any more.
+ */
+int ferry_server_finish_piece(struct ferry_server *s, struct ferry_page_run *piece, const void *data,
+			      uint64_t features, bool is_urgent);
 
 /* Any thread. */
 void ferry_server_post(struct ferry_server *s, enum ferry_server_event event,

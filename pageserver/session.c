@@ -316,6 +316,21 @@ static int fetch(struct ferry_session *s, struct ferry_cut *c, uint32_t n, uint3
 	return FERRY_CUT_PIECE;
 }
 
+/* Does an error mean that the pages can't be had any more, whoever asks again? */
+static bool is_gone(int err)
+{
+	return err == -ESRCH || err == -EIO || err == -EFAULT;
+}
+
+/* As many pages as can be had, or else one that can't. Return: as fetch(). */
+static int fetch_some(struct ferry_session *s, struct ferry_cut *c, uint32_t n, uint32_t max_bytes,
+		      struct ferry_scratch *scratch)
+{
+	int rc = fetch(s, c, n, max_bytes, scratch);
+
+	return is_gone(rc) && rc != -ESRCH && n > 1 ? fetch(s, c, 1, max_bytes, scratch) : rc;
+}
+
 /* How many pages at the front are alike. Return: that number, or a negative error. */
 static int64_t count_alike(const struct ferry_session *s, const struct ferry_cut *c, bool *zero)
 {
@@ -327,7 +342,7 @@ static int64_t count_alike(const struct ferry_session *s, const struct ferry_cut
 		int rc = p->is_zero(p->ctx, c->rest.region, c->rest.first_page + n,
 				    c->data + (size_t)n * page_bytes);
 
-		if (rc < 0)
+		if (rc < 0 && !n)
 			return rc;
 		if (first >= 0 && rc != first)
 			break;
@@ -335,6 +350,22 @@ static int64_t count_alike(const struct ferry_session *s, const struct ferry_cut
 	}
 	*zero = first;
 	return n;
+}
+
+/* @n pages at the front can't be had. */
+static int cut_lost(struct ferry_cut *c, uint32_t n, struct ferry_page_run *piece,
+		    const void **data)
+{
+	*piece = (struct ferry_page_run){.run = {.region = c->rest.region,
+						 .first_page = c->rest.first_page,
+						 .n_pages = n},
+					 .encoding = FERRY_ENCODING_LOST};
+	*data = NULL;
+	c->n_have = 0;
+	c->data = NULL;
+	c->rest.first_page += n;
+	c->rest.n_pages -= n;
+	return FERRY_CUT_PIECE;
 }
 
 int ferry_session_cut(struct ferry_session *s, struct ferry_cut *c, uint32_t max_bytes,
@@ -354,14 +385,19 @@ int ferry_session_cut(struct ferry_session *s, struct ferry_cut *c, uint32_t max
 	if (!n) {
 		uint64_t hole = ferry_bitmap_next_clear(maybe, rest->first_page, end);
 
-		if (!c->n_have) {
-			int rc = fetch(s, c, (uint32_t)(hole - rest->first_page), max_bytes,
-				       scratch);
+		uint32_t n_data = (uint32_t)(hole - rest->first_page);
 
+		if (!c->n_have) {
+			int rc = fetch_some(s, c, n_data, max_bytes, scratch);
+
+			if (c->says_lost && is_gone(rc))
+				return cut_lost(c, rc == -ESRCH ? n_data : 1, piece, data);
 			if (rc != FERRY_CUT_PIECE)
 				return rc;
 		}
 		n = count_alike(s, c, &zero);
+		if (n < 0 && c->says_lost && is_gone((int)n))
+			return cut_lost(c, n == -ESRCH ? n_data : 1, piece, data);
 		if (n < 0)
 			return (int)n;
 		if (zero)

@@ -113,11 +113,12 @@ bool ferry_session_next_run(struct ferry_session *s, uint32_t max_bytes, struct 
 /* Everything went out. */
 void ferry_session_pushed(struct ferry_session *s);
 
-/* A run on its way to be cut. Set .rest and zero the others. */
+/* A run on its way to be cut. Set .rest and .says_lost, and zero the others. */
 struct ferry_cut {
 	struct ferry_run rest; /* what was not given out yet */
 	const uint8_t *data;   /* bytes of the first @n_have pages of rest */
 	uint32_t n_have;
+	bool says_lost; /* the target takes pages that are said to be lost; set by the caller too */
 };
 
 /* Room for the bytes of sources that copy; pieces stay valid until @used is set back. */

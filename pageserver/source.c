@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "pageserver/source_internal.h"
+#include "protocol/checksum.h"
 
 int ferry_source_describe(struct ferry_source *s, const char *name, uint64_t bytes,
 			  uint32_t page_bytes, struct ferry_failure *f)
@@ -117,6 +118,28 @@ int ferry_source_disk(const struct ferry_source *s, uint64_t page, uint64_t *off
 int ferry_source_is_zero(struct ferry_source *s, uint64_t page, const void *data)
 {
 	return s->ops->is_zero ? s->ops->is_zero(s, page) : ferry_is_zero(data, s->desc.page_bytes);
+}
+
+int ferry_source_checksum(struct ferry_source *s, uint64_t first_page, uint32_t n_pages,
+			  const void *data, uint64_t seed, uint64_t *out)
+{
+	_Alignas(64) uint8_t state[FERRY_CHECKSUM_STATE_BYTES];
+	int rc;
+
+	if (!s->ops->sum) {
+		*out = ferry_checksum(seed, data, (size_t)n_pages * s->desc.page_bytes);
+		return 0;
+	}
+	ferry_checksum_begin(state, seed);
+	rc = s->ops->sum(s, first_page, n_pages, state);
+	if (!rc)
+		*out = ferry_checksum_end(state);
+	return rc;
+}
+
+uint64_t ferry_source_identity(const struct ferry_source *s)
+{
+	return s->identity;
 }
 
 int ferry_source_next_data(struct ferry_source *s, uint64_t from, uint64_t *first, uint64_t *end)

@@ -87,6 +87,20 @@ int ferry_source_disk(const struct ferry_source *s, uint64_t page, uint64_t *off
 int ferry_source_is_zero(struct ferry_source *s, uint64_t page, const void *data);
 
 /**
+ * ferry_source_checksum() - of a run's bytes, see protocol/checksum.h
+ * @data: the run's bytes, as ferry_source_pages() gave them
+ * Return: 0 with @out, or an error as above.
+ */
+int ferry_source_checksum(struct ferry_source *s, uint64_t first_page, uint32_t n_pages,
+			  const void *data, uint64_t seed, uint64_t *out);
+
+/*
+ * A number that is the same as long as the content is: who asks for the rest of a memory can tell by
+ * it that it is given that of another. 0 where that can't be told.
+ */
+uint64_t ferry_source_identity(const struct ferry_source *s);
+
+/**
  * ferry_source_next_data() - walk over holes without reading them
  * @from: page index; @first, @end: the next run of pages that may hold data at or after @from; both
  *        n_pages when only holes follow

@@ -20,6 +20,7 @@
 #include "base/cleanup.h"
 #include "base/util.h"
 #include "pageserver/source_internal.h"
+#include "protocol/checksum.h"
 
 struct file_source {
 	struct ferry_source base;
@@ -98,6 +99,23 @@ static int huge_is_zero(struct ferry_source *s, uint64_t page)
 	return 1;
 }
 
+static int huge_sum(struct ferry_source *s, uint64_t first, uint32_t n, void *state)
+{
+	struct file_source *fs = (struct file_source *)s;
+	uint64_t at = fs->offset + first * s->desc.page_bytes;
+	uint64_t left = (uint64_t)n * s->desc.page_bytes;
+	uint8_t piece[PROBE_BYTES];
+
+	for (; left; left -= PROBE_BYTES, at += PROBE_BYTES) {
+		int rc = read_all(fs->fd, piece, PROBE_BYTES, at);
+
+		if (rc < 0)
+			return rc;
+		ferry_checksum_add(state, piece, PROBE_BYTES);
+	}
+	return 0;
+}
+
 static int file_next_data(struct ferry_source *s, uint64_t from, uint64_t *first, uint64_t *end)
 {
 	struct file_source *fs = (struct file_source *)s;
@@ -155,6 +173,7 @@ static const struct ferry_source_ops file_ops = {
 static const struct ferry_source_ops huge_ops = {
 	.pages = file_pages,
 	.is_zero = huge_is_zero,
+	.sum = huge_sum,
 	.next_data = file_next_data,
 	.free = file_free,
 };
@@ -237,6 +256,7 @@ static int open_whole(struct ferry_source **out, const char *path, int fd, struc
 	char name[FERRY_MAX_REGION_NAME];
 	struct statfs sfs;
 	struct stat st;
+	int rc;
 
 	if (fstat(fd, &st) < 0 || fstatfs(fd, &sfs) < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "fstat");
@@ -250,7 +270,12 @@ static int open_whole(struct ferry_source **out, const char *path, int fd, struc
 		page_bytes = (uint32_t)sfs.f_bsize;
 	}
 	snprintf(name, sizeof(name), "%s", slash ? slash + 1 : path);
-	return open_file(out, name, fd, 0, (uint64_t)st.st_size, page_bytes, f);
+	rc = open_file(out, name, fd, 0, (uint64_t)st.st_size, page_bytes, f);
+	/* Not its inode: a copy elsewhere, made with its time, has the same pages. */
+	if (!rc)
+		(*out)->identity = ferry_checksum((uint64_t)st.st_size, &st.st_mtim,
+						  sizeof(st.st_mtim));
+	return rc;
 }
 
 int ferry_source_open_path(struct ferry_source **out, const char *path, struct ferry_failure *f)

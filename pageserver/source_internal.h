@@ -10,6 +10,8 @@ struct ferry_source_ops {
 		     const void **data);
 	/* NULL: the bytes may simply be read. */
 	int (*is_zero)(struct ferry_source *s, uint64_t page);
+	/* NULL: the same. Adds a run's bytes to a checksum. */
+	int (*sum)(struct ferry_source *s, uint64_t first, uint32_t n, void *state);
 	/* NULL: no holes are known. */
 	int (*next_data)(struct ferry_source *s, uint64_t from, uint64_t *first, uint64_t *end);
 	/* NULL: never waits for a disk. */
@@ -21,6 +23,7 @@ struct ferry_source_ops {
 struct ferry_source {
 	const struct ferry_source_ops *ops;
 	struct ferry_region_desc desc;
+	uint64_t identity; /* see ferry_source_identity() */
 	bool copies;
 };
 

@@ -20,6 +20,7 @@
 #include "base/cleanup.h"
 #include "base/util.h"
 #include "pageserver/source_internal.h"
+#include "protocol/checksum.h"
 
 struct process_source {
 	struct ferry_source base;
@@ -261,6 +262,34 @@ static int check_stopped(pid_t pid, struct ferry_failure *f)
 			  (int)pid, (int)pid);
 }
 
+/*
+ * The process, and how often it has run: one that was resumed since has other content. A process
+ * that is stopped is never switched to.
+ */
+static uint64_t identity(pid_t pid, uint64_t start, uint64_t bytes)
+{
+	uint64_t all = start ^ bytes << 1;
+	struct dirent *e;
+	char path[300];
+	DIR *tasks;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	tasks = opendir(path);
+	while (tasks && (e = readdir(tasks))) {
+		_cleanup_fclose_ FILE *file = NULL;
+		char line[256];
+
+		snprintf(path, sizeof(path), "/proc/%d/task/%s/status", (int)pid, e->d_name);
+		file = e->d_name[0] == '.' ? NULL : fopen(path, "re");
+		while (file && fgets(line, sizeof(line), file))
+			if (!strncmp(line, "Pid:", 4) || strstr(line, "_ctxt_switches:"))
+				all = ferry_checksum(all, line, strlen(line));
+	}
+	if (tasks)
+		closedir(tasks);
+	return all;
+}
+
 /* The file behind a range that lies in one shared mapping. Return: an fd, or -1. */
 static int open_shared_file(pid_t pid, uint64_t start, uint64_t bytes, uint64_t *offset)
 {
@@ -307,8 +336,13 @@ int ferry_source_open_process(struct ferry_source **out, const char *name, pid_t
 	if (rc < 0)
 		return rc;
 	fd = open_shared_file(pid, start, bytes, &offset);
-	if (fd >= 0)
-		return ferry_source_open_fd(out, name, fd, offset, bytes, page_bytes, f);
+	if (fd >= 0) {
+		rc = ferry_source_open_fd(out, name, fd, offset, bytes, page_bytes, f);
+		if (!rc)
+			(*out)->identity = identity(pid, start, bytes);
+		return rc;
+	}
+	ps->base.identity = identity(pid, start, bytes);
 	ps->base.ops = &process_ops;
 	ps->base.copies = true;
 	ps->pid = pid;

@@ -90,13 +90,6 @@ static size_t put_piece(struct ferry_urgent *u, uint32_t i, size_t *n_iov,
 	return (size_t)n + data_bytes;
 }
 
-static void count(struct ferry_server *s, const struct ferry_page_run *piece)
-{
-	atomic_fetch_add_explicit(piece->encoding == FERRY_ENCODING_ZERO ? &s->n.pages_zero
-									 : &s->n.pages_urgent,
-				  piece->run.n_pages, memory_order_relaxed);
-}
-
 static void read_done(struct ferry_server *s, struct ferry_op *op, int res)
 {
 	struct ferry_conn *c = FERRY_CONTAINER(op, struct ferry_conn, read_op);
@@ -161,7 +154,9 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 		int rc;
 
 		if (!u->cut.rest.n_pages)
-			u->cut = (struct ferry_cut){.rest = w->run};
+			u->cut = (struct ferry_cut){
+				.rest = w->run,
+				.says_lost = c->proto.features & FERRY_FEATURE_LOST};
 		/* What is at hand is sent first. */
 		if (!u->cut.n_have && is_cold(c, !i))
 			break;
@@ -173,6 +168,11 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 		}
 		if (rc == FERRY_CUT_FULL)
 			break;
+		rc = ferry_server_finish_piece(s, &piece, data, c->proto.features, true);
+		if (rc < 0) {
+			*failed = piece.run;
+			return rc;
+		}
 		u->warm = false;
 		if (!i)
 			u->first = piece.run;
@@ -187,7 +187,6 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 			data ? piece.run.n_pages *
 					s->pages.layout.regions[piece.run.region].page_bytes
 			     : 0);
-		count(s, &piece);
 		FERRY_PROBE5(request_answered, piece.request_id, piece.run.region,
 			     piece.run.first_page, piece.run.n_pages, bytes);
 		if (!u->cut.rest.n_pages)

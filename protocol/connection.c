@@ -87,7 +87,7 @@ void ferry_connection_dial(struct ferry_connection *c, const struct ferry_hello 
 	*c = (struct ferry_connection){.side = hello->side, .hello = *hello};
 	c->hello.version_min = FERRY_VERSION_MIN;
 	c->hello.version_max = FERRY_VERSION_MAX;
-	c->hello.features = FERRY_FEATURES_ALL;
+	c->hello.features = FERRY_FEATURES_ALL & ~hello->withheld;
 	ferry_machine_init(&c->machine, &ferry_connection_machine, FERRY_CONNECTION_HELLO_SENT);
 	*out = (struct ferry_message){.type = FERRY_FRAME_HELLO, .hello = c->hello};
 }
@@ -141,10 +141,21 @@ static int check_welcome(struct ferry_connection *c, const struct ferry_welcome 
 	return ferry_machine_move(&c->machine, FERRY_CONNECTION_OPEN);
 }
 
+/* What was agreed on holds for every run. Return: why not, or NULL. */
+static const char *check_run(const struct ferry_connection *c, const struct ferry_page_run *r)
+{
+	if (c->features & FERRY_FEATURE_CHECKSUM && !r->has_checksum)
+		return "pages without the checksum that was agreed on";
+	if (r->encoding == FERRY_ENCODING_LOST && !(c->features & FERRY_FEATURE_LOST))
+		return "pages are said to be lost, which was not agreed on";
+	return NULL;
+}
+
 int ferry_connection_check(struct ferry_connection *c, const struct ferry_message *m,
 			   enum ferry_error_code *code, char *why)
 {
 	const struct permission *p = &permissions[m->type];
+	const char *broken;
 
 	*code = FERRY_ERROR_PROTOCOL;
 	if (m->type == FERRY_FRAME_ERROR && c->machine.state != FERRY_CONNECTION_FAILED) {
@@ -161,9 +172,13 @@ int ferry_connection_check(struct ferry_connection *c, const struct ferry_messag
 			return check_welcome(c, &m->welcome, code, why);
 		break;
 	case FERRY_CONNECTION_OPEN:
-		if (p->sides & 1u << other(c->side) && p->roles & 1u << c->hello.role)
+		if (!(p->sides & 1u << other(c->side)) || !(p->roles & 1u << c->hello.role))
+			break;
+		broken = m->type == FERRY_FRAME_PAGE_RUN ? check_run(c, &m->run) : NULL;
+		if (!broken)
 			return 0;
-		break;
+		snprintf(why, FERRY_MAX_TEXT, "%s", broken);
+		return fail(c, -EPROTO);
 	}
 	snprintf(why, FERRY_MAX_TEXT, "unexpected %s on a connection that is %s",
 		 ferry_frame_type_name(m->type), ferry_machine_state_name(&c->machine));
@@ -173,7 +188,7 @@ int ferry_connection_check(struct ferry_connection *c, const struct ferry_messag
 void ferry_connection_welcome(struct ferry_connection *c, struct ferry_message *out)
 {
 	c->version = FERRY_MIN(c->hello.version_max, FERRY_VERSION_MAX);
-	c->features = c->hello.features & FERRY_FEATURES_ALL;
+	c->features = c->hello.features & FERRY_FEATURES_ALL & ~c->withheld;
 	ferry_machine_move(&c->machine, FERRY_CONNECTION_OPEN);
 	*out = (struct ferry_message){
 		.type = FERRY_FRAME_WELCOME,

@@ -30,12 +30,14 @@ extern const struct ferry_machine_def ferry_connection_machine;
 struct ferry_connection {
 	struct ferry_machine machine;
 	enum ferry_side side;	   /* ours */
+	uint64_t withheld;	   /* features that we don't want; set before _welcome */
 	struct ferry_hello hello;  /* the one that was sent or received */
 	uint32_t version;	   /* once open */
 	uint64_t features;	   /* once open: what both have */
 };
 
-/* One that we dialed. @out gets the Hello to send. @hello: side, role, session, index, epoch set. */
+/* One that we dialed. @out gets the Hello to send. @hello: side, role, session, index, epoch, withheld
+ * set. */
 void ferry_connection_dial(struct ferry_connection *c, const struct ferry_hello *hello,
 			   struct ferry_message *out);
 

@@ -174,6 +174,8 @@ static int pack_run(const struct ferry_page_run *r, uint8_t *out, size_t size)
 	w.received_ns = r->received_ns;
 	w.has_answered_ns = r->answered_ns != 0;
 	w.answered_ns = r->answered_ns;
+	w.has_checksum = r->has_checksum;
+	w.checksum = r->checksum;
 	return pack(&w.base, out, size);
 }
 
@@ -263,6 +265,8 @@ static int pack_message(const struct ferry_message *m, uint8_t *out, size_t size
 		layout_to_wire(&m->layout, &regions);
 		w.n_regions = m->layout.n_regions;
 		w.regions = regions.list;
+		w.has_memory_id = m->layout.memory_id != 0;
+		w.memory_id = m->layout.memory_id;
 		return pack(&w.base, out, size);
 	}
 	case FERRY_FRAME_RESIDENT:
@@ -349,11 +353,13 @@ int ferry_message_encode(const struct ferry_message *m, uint8_t *out, size_t siz
 
 /* --- decoding ----------------------------------------------------------------------------- */
 
-static int layout_from_wire(size_t n, Pageferry__Region **list, struct ferry_layout *out, char *why)
+static int layout_from_wire(size_t n, Pageferry__Region **list, uint64_t memory_id,
+			    struct ferry_layout *out, char *why)
 {
 	if (!n || n > FERRY_MAX_REGIONS)
 		return bad(why, "%zu regions; 1 to %d are possible", n, FERRY_MAX_REGIONS);
 	out->n_regions = (uint32_t)n;
+	out->memory_id = memory_id;
 	for (uint32_t i = 0; i < n; i++) {
 		const Pageferry__Region *w = list[i];
 		struct ferry_region_desc *r = &out->regions[i];
@@ -442,8 +448,9 @@ static int run_from_wire(const Pageferry__PageRun *w, uint32_t payload_bytes,
 			return bad(why, "%u bytes for %u pages", payload_bytes, w->n_pages);
 		break;
 	case FERRY_ENCODING_ZERO:
+	case FERRY_ENCODING_LOST:
 		if (payload_bytes)
-			return bad(why, "zero pages with %u bytes", payload_bytes);
+			return bad(why, "pages without content with %u bytes", payload_bytes);
 		break;
 	default:
 		return bad(why, "unknown encoding %u", w->encoding);
@@ -454,6 +461,8 @@ static int run_from_wire(const Pageferry__PageRun *w, uint32_t payload_bytes,
 	r->request_id = w->request_id;
 	r->received_ns = w->has_received_ns ? w->received_ns : 0;
 	r->answered_ns = w->has_answered_ns ? w->answered_ns : 0;
+	r->has_checksum = w->has_checksum;
+	r->checksum = w->has_checksum ? w->checksum : 0;
 	return 0;
 }
 
@@ -479,7 +488,7 @@ static int prepare_from_wire(const Pageferry__Prepare *w, struct ferry_prepare *
 	copy_text(p->vm, sizeof(p->vm), w->vm);
 	copy_text(p->vmm_version, sizeof(p->vmm_version), w->vmm_version);
 	copy_text(p->machine, sizeof(p->machine), w->machine);
-	return layout_from_wire(w->n_regions, w->regions, &p->layout, why);
+	return layout_from_wire(w->n_regions, w->regions, 0, &p->layout, why);
 }
 
 static const ProtobufCMessageDescriptor *descriptor(enum ferry_frame_type type)
@@ -564,7 +573,8 @@ static int from_wire(const ProtobufCMessage *base, struct ferry_message *m, char
 	case FERRY_FRAME_LAYOUT: {
 		const Pageferry__Layout *l = w;
 
-		return layout_from_wire(l->n_regions, l->regions, &m->layout, why);
+		return layout_from_wire(l->n_regions, l->regions,
+					l->has_memory_id ? l->memory_id : 0, &m->layout, why);
 	}
 	case FERRY_FRAME_RESIDENT:
 		return resident_from_wire(w, m->payload_bytes, &m->resident, why);

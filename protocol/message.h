@@ -40,10 +40,14 @@ enum ferry_error_code {
 enum ferry_encoding {
 	FERRY_ENCODING_RAW = 0,
 	FERRY_ENCODING_ZERO = 1,
+	FERRY_ENCODING_LOST = 2,
 };
 
 #define FERRY_FEATURE_SOURCE_TIMES (UINT64_C(1) << 0) /* answers carry the source's times */
-#define FERRY_FEATURES_ALL	   (FERRY_FEATURE_SOURCE_TIMES)
+#define FERRY_FEATURE_CHECKSUM	   (UINT64_C(1) << 1) /* every PageRun has one */
+#define FERRY_FEATURE_LOST	   (UINT64_C(1) << 2) /* pages may be said to be lost */
+#define FERRY_FEATURES_ALL                                                                         \
+	(FERRY_FEATURE_SOURCE_TIMES | FERRY_FEATURE_CHECKSUM | FERRY_FEATURE_LOST)
 
 struct ferry_session_id {
 	uint8_t bytes[FERRY_SESSION_ID_BYTES];
@@ -57,6 +61,7 @@ struct ferry_hello {
 	enum ferry_role role;
 	uint32_t index;
 	uint32_t epoch;
+	uint64_t withheld; /* not sent: features that the sender does not want */
 };
 
 struct ferry_welcome {
@@ -80,6 +85,7 @@ struct ferry_region_desc {
 struct ferry_layout {
 	uint32_t n_regions;
 	struct ferry_region_desc regions[FERRY_MAX_REGIONS];
+	uint64_t memory_id; /* 0 when absent */
 };
 
 /* A run of pages of one region. */
@@ -101,6 +107,8 @@ struct ferry_page_run {
 	uint64_t request_id;  /* 0 when pushed */
 	uint64_t received_ns; /* source's clock; 0 when absent */
 	uint64_t answered_ns;
+	bool has_checksum;
+	uint64_t checksum;
 };
 
 /* Resident, Discarded. */

@@ -7,6 +7,7 @@
  * source, and whatever fails leaves the rest registered: threads wait, for 'attach --recover'.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,8 @@ static const struct option_def attach_options[] = {
 	 OPTION_AT(recover)},
 	OPTION_SUPERVISE,
 	OPTIONS_SECURE_DIAL,
+	OPTION_ON_LOST,
+	OPTION_CHECKSUM,
 	OPTION_MAX_RATE,
 	OPTION_BULK,
 	OPTIONS_TRACE,
@@ -136,6 +139,15 @@ static int select_regions(struct ferry_attach_record *r, const struct options *o
 	return rc;
 }
 
+static int write_record(struct attach *a, const struct options *o, struct ferry_failure *f)
+{
+	int rc = a->record_file.fd < 0 ? 0
+				       : ferry_keep_write(&a->record_file, &a->record,
+							  sizeof(a->record), o->pid);
+
+	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", a->record_file.path) : 0;
+}
+
 /* What is to be filled, and from where: as given, or else as an earlier attach was told. */
 static int plan(struct attach *a, const struct options *o, struct ferry_failure *f)
 {
@@ -169,10 +181,7 @@ static int plan(struct attach *a, const struct options *o, struct ferry_failure 
 		r->n_bulk = o->n_bulk;
 	for (uint32_t i = 0; i < r->n_regions; i++)
 		a->ram_bytes += r->regions[i].desc.n_pages * r->regions[i].desc.page_bytes;
-	if (rc < 0 || a->record_file.fd < 0)
-		return rc;
-	rc = ferry_keep_write(&a->record_file, r, sizeof(*r), o->pid);
-	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", a->record_file.path) : 0;
+	return rc < 0 ? rc : write_record(a, o, f);
 }
 
 static int open_target(struct attach *a, const struct options *o, struct ferry_failure *f)
@@ -184,6 +193,9 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 		.max_bytes_per_second = o->max_rate,
 		.no_trace = o->no_trace,
 		.tls = a->job.tls,
+		.no_checksum = o->checksum == CHECKSUM_OFF,
+		.on_lost = o->on_lost == ON_LOST_POISON ? FERRY_ON_LOST_POISON : FERRY_ON_LOST_WAIT,
+		.memory_id = a->recovers ? a->record.memory_id : 0,
 		.log = &a->job.report.log,
 	};
 	int rc = open_uffd(a, &config.uffd, o, f);
@@ -216,6 +228,8 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 		return rc;
 	if (a->record.from.is_unix)
 		needs |= isolation_need_of_socket(a->record.from.path);
+	if (o->on_lost == ON_LOST_STOP)
+		needs |= ISOLATION_KILL;
 	rc = isolation_enter(needs, f);
 	if (rc < 0)
 		return rc;
@@ -238,6 +252,10 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 		return rc;
 	report_stage(&a->job.report, "connect");
 	rc = ferry_target_dial(a->target, &a->record.from, a->job.stop_fd, f);
+	if (rc < 0)
+		return rc;
+	a->record.memory_id = ferry_target_memory_id(a->target);
+	rc = write_record(a, o, f);
 	if (rc < 0)
 		return rc;
 	report_stage(&a->job.report, "push");
@@ -274,6 +292,23 @@ static int finish_waiting(struct attach *a, const struct options *o, const char 
 	return finish(a, &f, EXIT_WAITS);
 }
 
+static void pages_lost(struct attach *a, const struct options *o, const struct ferry_failure *f)
+{
+	json_t *fields = json_object();
+
+	json_put(fields, "error", json_text(f->text));
+	report_count_error(&a->job.report);
+	report_event(&a->job.report, "pages-lost", fields, NULL); /* for people it is in the log */
+	if (o->on_lost != ON_LOST_STOP)
+		return;
+	if (kill(o->pid, SIGSTOP) < 0)
+		ferry_error(&a->job.report.log, "process %d can't be stopped: %s", (int)o->pid,
+			    strerror(errno));
+	else
+		ferry_error(&a->job.report.log, "process %d is stopped, as --on-lost says",
+			    (int)o->pid);
+}
+
 static int follow(struct attach *a, const struct options *o)
 {
 	for (;;) {
@@ -292,6 +327,9 @@ static int follow(struct attach *a, const struct options *o)
 			return finish_waiting(a, o, "stopped");
 		case FERRY_TARGET_LINK_LOST:
 			report_link_lost(&a->job.report, f.text);
+			break;
+		case FERRY_TARGET_PAGES_LOST:
+			pages_lost(a, o, &f);
 			break;
 		default:
 			if (event < 0)

@@ -34,6 +34,7 @@ static const struct option_def migrate_options[] = {
 	 OPTION_AT(resume)},
 	OPTION_SUPERVISE,
 	OPTIONS_SECURE_DIAL,
+	OPTION_CHECKSUM,
 	OPTION_BULK,
 	OPTION_CONTROL,
 	OPTIONS_COMMON,
@@ -128,6 +129,7 @@ static int migrate(struct job *j, const struct options *o, const struct ferry_ad
 		.stop_fd = j->stop_fd,
 		.n_bulk = o->n_bulk,
 		.tls = j->tls,
+		.no_checksum = o->checksum == CHECKSUM_OFF,
 		.log = &j->report.log,
 		.observer = {.stage = on_stage, .progress = on_progress, .ctx = j},
 	};

@@ -32,6 +32,8 @@ static const struct option_def receive_options[] = {
 	 OPTION_AT(recover)},
 	OPTION_SUPERVISE,
 	OPTIONS_SECURE_LISTEN,
+	OPTION_ON_LOST,
+	OPTION_CHECKSUM,
 	OPTION_MAX_RATE,
 	OPTIONS_TRACE,
 	OPTION_METRICS,
@@ -81,6 +83,16 @@ static void on_trace(void *ctx, struct ferry_trace *trace)
 		job_untrace(&r->job);
 	else if (job_trace(&r->job, trace, &f) < 0)
 		ferry_warn(&r->job.report.log, "%s; faults are not recorded", f.text);
+}
+
+static void on_lost(void *ctx, const struct ferry_failure *f)
+{
+	struct receive *r = ctx;
+	json_t *fields = json_object();
+
+	json_put(fields, "error", json_text(f->text));
+	report_count_error(&r->job.report);
+	report_event(&r->job.report, "pages-lost", fields, NULL); /* for people it is in the log */
 }
 
 /* The source dials where the one before us listened. */
@@ -161,8 +173,11 @@ static int receive(struct receive *r, const struct options *o)
 		.max_bytes_per_second = o->max_rate,
 		.no_trace = o->no_trace,
 		.tls = r->job.tls,
+		.no_checksum = o->checksum == CHECKSUM_OFF,
+		.on_lost = o->on_lost == ON_LOST_POISON ? FERRY_ON_LOST_POISON : FERRY_ON_LOST_WAIT,
+		.stop_on_lost = o->on_lost == ON_LOST_STOP,
 		.log = &r->job.report.log,
-		.observer = {.stage = on_stage, .progress = on_progress, .trace = on_trace, .ctx = r},
+		.observer = {.stage = on_stage, .progress = on_progress, .trace = on_trace, .lost = on_lost, .ctx = r},
 	};
 	struct ferry_receive_result result = {0};
 	struct ferry_failure f = {0};

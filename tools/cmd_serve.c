@@ -53,6 +53,7 @@ static const struct option_def serve_options[] = {
 	 .help = "end when the first target has everything (default: serve on)",
 	 .kind = OPTION_FLAG,
 	 OPTION_AT(once)},
+	OPTION_CHECKSUM,
 	OPTION_METRICS,
 	OPTION_CONTROL,
 	OPTIONS_COMMON,
@@ -131,6 +132,7 @@ static int open_server(struct serve *s, const struct options *o, struct ferry_fa
 		.max_sessions = o->max_sessions,
 		.max_bytes_per_second = o->max_rate,
 		.tls = s->job.tls,
+		.no_checksum = o->checksum == CHECKSUM_OFF,
 		.log = &s->job.report.log,
 	};
 	int rc = ferry_server_new(&s->server, &config, f);
@@ -256,6 +258,15 @@ static void tell_failed(struct serve *s, const struct ferry_failure *f)
 	report_event(&s->job.report, "session-failed", o, f->text);
 }
 
+static void tell_lost(struct serve *s, const struct ferry_failure *f)
+{
+	json_t *o = json_object();
+
+	json_put(o, "error", json_text(f->text));
+	report_count_error(&s->job.report);
+	report_event(&s->job.report, "pages-lost", o, NULL); /* for people it is in the log */
+}
+
 static int serve(struct serve *s, const struct options *o)
 {
 	for (;;) {
@@ -271,6 +282,8 @@ static int serve(struct serve *s, const struct options *o)
 		}
 		if (event == FERRY_SERVER_LINK_LOST)
 			report_link_lost(&s->job.report, f.text);
+		if (event == FERRY_SERVER_PAGES_LOST)
+			tell_lost(s, &f);
 		if (event == FERRY_SERVER_FAILED) {
 			if (o->once)
 				return finish(s, &f,

@@ -24,6 +24,7 @@ static const struct {
 	{ISOLATION_PROC, CAP_DAC_READ_SEARCH},
 	{ISOLATION_SECCOMP, CAP_SYS_ADMIN},
 	{ISOLATION_SOCKET, CAP_DAC_OVERRIDE},
+	{ISOLATION_KILL, CAP_KILL},
 };
 
 static bool is_needed(unsigned int needs, cap_value_t cap)

@@ -23,6 +23,8 @@ enum isolation_need {
 	ISOLATION_SECCOMP = 1 << 2,
 	/* CAP_DAC_OVERRIDE: connect to a UNIX socket that belongs to another user. */
 	ISOLATION_SOCKET = 1 << 3,
+	/* CAP_KILL: stop another user's process. */
+	ISOLATION_KILL = 1 << 4,
 };
 
 /**

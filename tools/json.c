@@ -86,6 +86,9 @@ json_t *json_target(const struct ferry_target_stats *s)
 	json_put_count(o, "pages_present", s->pages_present);
 	json_put_count(o, "pages_duplicate", s->pages_duplicate);
 	json_put_count(o, "pages_discarded", s->discarded_pages);
+	json_put_count(o, "pages_lost", s->pages_lost);
+	json_put_count(o, "pages_poisoned", s->pages_poisoned);
+	json_put_count(o, "checksum_errors", s->checksum_errors);
 	json_put_count(o, "wire_bytes", s->wire_bytes);
 	json_put_count(o, "faults", s->faults);
 	json_put_count(o, "faults_coalesced", s->faults_coalesced);
@@ -105,6 +108,7 @@ json_t *json_server(const struct ferry_server_stats *s)
 	json_put_count(o, "pages_urgent", s->pages_urgent);
 	json_put_count(o, "pages_pushed", s->pages_pushed);
 	json_put_count(o, "pages_zero", s->pages_zero);
+	json_put_count(o, "pages_lost", s->pages_lost);
 	json_put_count(o, "wire_bytes", s->wire_bytes);
 	json_put_count(o, "requests", s->requests);
 	json_put_count(o, "resumes", s->resumes);

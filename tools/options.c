@@ -96,6 +96,22 @@ static int set_texts(const struct option_def *d, const char *text, struct option
 	return 0;
 }
 
+const char *const option_checksum_choices[] = {"on", "off", NULL};
+const char *const option_on_lost_choices[] = {"wait", "poison", "stop", NULL};
+
+static int set_choice(const struct option_def *d, const char *text, uint32_t *out,
+		      struct ferry_failure *f)
+{
+	for (uint32_t i = 0; d->choices[i]; i++) {
+		if (!strcmp(d->choices[i], text)) {
+			*out = i + 1;
+			return 0;
+		}
+	}
+	return ferry_fail(f, FERRY_REFUSE, -EINVAL, "--%s: '%s' is not possible; give %s", d->name,
+			  text, d->arg);
+}
+
 static int set_value(const struct option_def *d, const char *text, struct options *o,
 		     struct ferry_failure *f)
 {
@@ -130,6 +146,8 @@ static int set_value(const struct option_def *d, const char *text, struct option
 					  "--%s: '%s' is not possible; give a number from 1 to %u",
 					  d->name, text, d->max);
 		return 0;
+	case OPTION_CHOICE:
+		return set_choice(d, text, at, f);
 	case OPTION_RATE:
 		if (options_parse_size(text, at) < 0)
 			return ferry_fail(f, FERRY_REFUSE, -EINVAL,

@@ -36,6 +36,7 @@ struct options {
 	bool csv, no_trace, plain, plaintext;
 	pid_t pid;
 	uint32_t n_bulk, max_sessions;
+	uint32_t checksum, on_lost; /* choices, below */
 	uint32_t duration_s, interval_s, n_slowest;
 	uint64_t max_rate; /* bytes a second */
 	const char *qmp, *control;
@@ -54,6 +55,7 @@ enum option_kind {
 	OPTION_TEXTS,	    /* struct option_texts; may be given several times */
 	OPTION_PID,	    /* pid_t, from 1 on */
 	OPTION_COUNT,	    /* uint32_t, from 1 to ->max */
+	OPTION_CHOICE,	    /* uint32_t, one of ->choices, counted from 1; 0 when not given */
 	OPTION_RATE,	    /* uint64_t; digits, then nothing or K, M or G (1024 each) */
 	OPTION_ADDR_LISTEN, /* struct option_addr */
 	OPTION_ADDR_DIAL,   /* struct option_addr; host and port must be there */
@@ -69,6 +71,7 @@ struct option_def {
 	enum option_kind kind;
 	bool required;
 	uint32_t max;
+	const char *const *choices; /* the last is NULL */
 	size_t offset; /* in struct options */
 };
 
@@ -171,6 +174,27 @@ struct option_def {
 	{                                                                                          \
 		.name = "bulk", .arg = "N", .help = "bulk connections, 1 to 16 (default: 1)",      \
 		.kind = OPTION_COUNT, .max = FERRY_MAX_BULK, OPTION_AT(n_bulk)                     \
+	}
+
+enum { CHECKSUM_ON = 1, CHECKSUM_OFF };
+enum { ON_LOST_WAIT = 1, ON_LOST_POISON, ON_LOST_STOP };
+extern const char *const option_checksum_choices[], *const option_on_lost_choices[];
+
+#define OPTION_CHECKSUM                                                                            \
+	{                                                                                          \
+		.name = "checksum", .arg = "on|off",                                               \
+		.help = "check every page against a checksum that its source made, before it is "  \
+			"placed; both sides must want it (default: on)",                           \
+		.kind = OPTION_CHOICE, .choices = option_checksum_choices, OPTION_AT(checksum)     \
+	}
+
+#define OPTION_ON_LOST                                                                             \
+	{                                                                                          \
+		.name = "on-lost", .arg = "wait|poison|stop",                                      \
+		.help = "when the source can't have a page any more: let threads that touch it "   \
+			"wait, give them a memory error (SIGBUS), or stop the whole guest as it "  \
+			"is (default: wait)",                                                      \
+		.kind = OPTION_CHOICE, .choices = option_on_lost_choices, OPTION_AT(on_lost)       \
 	}
 
 #define OPTION_SUPERVISE                                                                           \

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/net.h"
+#include "protocol/checksum.h"
 #include "uffd/engine.h"
 
 /* While the mapping is changing, or memory is short: how long to wait before trying again. */
@@ -100,7 +101,8 @@ static int pause_ms(struct ferry_target *t, int ms)
 }
 
 /* Place a run however often it takes. */
-static int place(struct receiver *r, const struct ferry_run *run, const void *data)
+static int place(struct receiver *r, const struct ferry_run *run, enum ferry_encoding encoding,
+		 const void *data)
 {
 	struct ferry_target *t = r->t;
 	uint64_t received_ns = ferry_now_ns();
@@ -108,7 +110,8 @@ static int place(struct receiver *r, const struct ferry_run *run, const void *da
 	int wait_ms = 0, rc;
 
 	for (;;) {
-		rc = ferry_engine_fill(t, run, data, &done, &n_new);
+		rc = encoding == FERRY_ENCODING_LOST ? ferry_engine_lose(t, run)
+						     : ferry_engine_fill(t, run, data, &done, &n_new);
 		if (rc == -EAGAIN) {
 			/* The fault thread reads the event; then the thread that made it must run. */
 			ferry_engine_kick(t->fault_kick);
@@ -126,7 +129,7 @@ static int place(struct receiver *r, const struct ferry_run *run, const void *da
 		if (rc < 0)
 			return ferry_fail(&r->why, FERRY_LINK, rc, "stopped");
 	}
-	note(r, run, !data, received_ns, n_new);
+	note(r, run, encoding == FERRY_ENCODING_ZERO, received_ns, n_new);
 	if (data)
 		atomic_fetch_add_explicit(&t->counters.pages_pushed, n_new, memory_order_relaxed);
 	else
@@ -154,10 +157,12 @@ static int handle_run(struct receiver *r)
 		return refuse(r, "pages outside the layout");
 	if (raw && r->m->payload_bytes / run->n_pages != t->regions[run->region].info.desc.page_bytes)
 		return refuse(r, "pages of another size than the layout's");
-	rc = place(r, run, raw ? r->m->payload : NULL);
+	if (!ferry_checksum_fits(&r->connection, r->m))
+		return ferry_engine_bad_checksum(t, run, &r->why);
+	rc = place(r, run, pr->encoding, raw ? r->m->payload : NULL);
 	if (rc < 0)
 		return rc;
-	if (!raw)
+	if (pr->encoding == FERRY_ENCODING_ZERO)
 		ferry_engine_leave_hole(t, run);
 	ferry_engine_progress(t);
 	return 0;

@@ -240,6 +240,7 @@ int ferry_channel_welcome(struct ferry_channel *c, struct ferry_tls *tls, int fd
 	}
 	ferry_tls_tune(tls, fd, class_of(hello->role));
 	ferry_connection_accept(&c->connection, side);
+	c->connection.withheld = hello->withheld;
 	rc = ferry_connection_check(&c->connection, &m, &code, why);
 	if (rc < 0) {
 		ferry_channel_refuse(fd, code, why);

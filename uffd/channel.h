@@ -37,7 +37,7 @@ int ferry_channel_dial(struct ferry_channel *c, struct ferry_tls *tls, const str
  * ferry_channel_welcome() - take over a connection that was accepted
  * @tls: whose connection it is; NULL for a plain one
  * @fd: given, on error too; its Hello was read, and nothing behind it
- * @side: ours; @hello: the peer's, already looked at
+ * @side: ours; @hello: the peer's, already looked at, with what we withhold
  */
 int ferry_channel_welcome(struct ferry_channel *c, struct ferry_tls *tls, int fd,
 			  enum ferry_side side, const struct ferry_hello *hello, struct ferry_failure *f);

@@ -61,7 +61,8 @@ struct ferry_engine_link {
 struct ferry_engine_counters {
 	_Atomic uint64_t pages_urgent, pages_pushed, pages_zero, pages_duplicate, pages_present;
 	_Atomic uint64_t wire_bytes, faults, faults_coalesced, requests, discarded_pages;
-	_Atomic uint32_t resumes;
+	_Atomic uint64_t pages_lost, pages_poisoned;
+	_Atomic uint32_t resumes, checksum_errors;
 };
 
 /* A page that a thread waited for and that the push brought, for the fault thread to note. */
@@ -92,6 +93,8 @@ struct ferry_target {
 	struct ferry_tls *tls; /* borrowed; NULL: plain connections */
 	const struct ferry_log *log;
 	struct ferry_target_hooks hooks;
+	uint64_t withheld; /* features that are not offered */
+	enum ferry_on_lost on_lost;
 	void *zeroes;	    /* one page of zeros of the largest page size; owned */
 	size_t zeroes_bytes;
 	bool has_discards;  /* a region's pages may turn to zero under us: see fill.c */
@@ -105,6 +108,7 @@ struct ferry_target {
 	_Atomic uint64_t waiting_since_ns[FERRY_PENDING_SLOTS]; /* see pending.h */
 	struct ferry_trace *trace; /* owned; NULL when nothing is traced */
 	_Atomic bool link_up, gone, complete;
+	_Atomic bool lost_said; /* in this epoch */
 	_Atomic uint32_t n_holes_left; /* ranges that may still be unregistered early */
 
 	pthread_mutex_t overtaken_lock;
@@ -143,6 +147,7 @@ struct ferry_target {
 	int first_rc; /* of the first attempt, for ferry_target_dial() */
 	bool first_done;
 	struct ferry_failure first_why;
+	uint64_t memory_id;
 	uint8_t state[FERRY_MAX_STATE_BYTES];
 	uint32_t state_bytes;
 
@@ -168,6 +173,13 @@ int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const
 
 /* Place zeros on one page, or wake who waits there when it is present. Errors: as above. */
 int ferry_engine_fill_zero(struct ferry_target *t, uint32_t region, uint64_t page);
+
+/* The source can't have a run any more: deal with it as the owner wants. Errors: as above. */
+int ferry_engine_lose(struct ferry_target *t, const struct ferry_run *run);
+
+/* A run is not what was sent. Counts, and fills in @why. Return: a negative error. */
+int ferry_engine_bad_checksum(struct ferry_target *t, const struct ferry_run *run,
+			      struct ferry_failure *why);
 
 /* A large run that the source says is zero: let the kernel have it, so that it costs no faults. */
 void ferry_engine_leave_hole(struct ferry_target *t, const struct ferry_run *run);

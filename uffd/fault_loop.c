@@ -29,6 +29,7 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "protocol/checksum.h"
 #include "trace/usdt.h"
 #include "uffd/engine.h"
 #include "uffd/notice.h"
@@ -161,10 +162,7 @@ static void sweep_on(struct fault_loop *l)
 	struct ferry_run run = {0};
 	bool wanted;
 
-	if (l->sweep.n_pages &&
-	    ferry_bitmap_next_clear(&p->regions[l->sweep.region].known, l->sweep.first_page,
-				    l->sweep.first_page + l->sweep.n_pages) <
-		    l->sweep.first_page + l->sweep.n_pages)
+	if (l->sweep.n_pages && ferry_pager_is_missing(p, &l->sweep))
 		return;
 	l->sweep.n_pages = 0;
 	pthread_mutex_lock(&l->t->lock);
@@ -531,13 +529,17 @@ static bool place_answer(struct fault_loop *l)
 	struct ferry_target *t = l->t;
 	struct stalled *s = &l->stalled;
 	const struct ferry_run *run = &s->run.run;
-	int rc = ferry_engine_fill(t, run, s->data, &s->done, &s->n_new);
+	int rc = s->run.encoding == FERRY_ENCODING_LOST
+			 ? ferry_engine_lose(t, run)
+			 : ferry_engine_fill(t, run, s->data, &s->done, &s->n_new);
 	uint64_t now;
 	uint32_t n;
 
 	s->active = rc < 0 && try_again(l, rc, run->region, run->first_page + s->done);
 	if (s->active)
 		return false;
+	if (s->run.encoding == FERRY_ENCODING_LOST && t->on_lost == FERRY_ON_LOST_WAIT)
+		return true; /* its threads go on waiting */
 	atomic_fetch_add_explicit(s->data ? &t->counters.pages_urgent : &t->counters.pages_zero,
 				  s->n_new, memory_order_relaxed);
 	FERRY_PROBE3(page_placed, run->region, run->first_page, run->n_pages);
@@ -564,6 +566,7 @@ static void handle_frame(struct fault_loop *l, const struct ferry_frame *frame)
 	struct ferry_target *t = l->t;
 	const struct ferry_page_run *pr = &l->m->run;
 	enum ferry_error_code code;
+	struct ferry_failure damaged;
 	char why[FERRY_MAX_TEXT];
 	int rc = ferry_message_decode(frame, &l->arena, l->m, why);
 	bool raw;
@@ -587,6 +590,13 @@ static void handle_frame(struct fault_loop *l, const struct ferry_frame *frame)
 	}
 	l->stalled = (struct stalled){
 		.run = *pr, .data = raw ? l->m->payload : NULL, .received_ns = l->received_ns};
+	if (!ferry_checksum_fits(&l->connection, l->m)) {
+		l->stalled.active = false;
+		ferry_engine_bad_checksum(t, &pr->run, &damaged);
+		l->fd = -1;
+		ferry_engine_link_broken(t, &damaged);
+		return;
+	}
 	FERRY_PROBE4(page_received, pr->request_id, pr->run.region, pr->run.first_page,
 		     pr->run.n_pages);
 	place_answer(l);
@@ -655,6 +665,10 @@ static void take_offer(struct fault_loop *l)
 	l->stalled.active = false;
 	l->sweep.n_pages = 0;
 	asking(l)->n_runs = 0;
+	if (l->fd >= 0) {
+		ferry_pager_forget_lost(&t->pager);
+		atomic_store(&t->lost_said, false);
+	}
 	settle_overtaken(l);
 	ferry_pending_prune(&l->pending, &t->pager, l->next_request_id + 1, ferry_now_ns());
 	walk_start(l);

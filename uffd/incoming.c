@@ -88,9 +88,12 @@ static void join(struct ferry_target *t, struct ferry_channel *c, const struct f
 int ferry_target_adopt_conn(struct ferry_target *t, int fd, const struct ferry_hello *hello,
 			    struct ferry_failure *f)
 {
+	struct ferry_hello theirs = *hello;
 	enum ferry_error_code code;
 	struct ferry_channel c;
 	int rc;
+
+	theirs.withheld = t->withheld;
 
 	/* Under the lock as a whole: two connections for one place must not both be welcomed. The
 	 * welcome is a few bytes into an empty socket buffer and doesn't wait. */
@@ -102,7 +105,7 @@ int ferry_target_adopt_conn(struct ferry_target *t, int fd, const struct ferry_h
 		ferry_close(fd);
 		return rc;
 	}
-	rc = ferry_channel_welcome(&c, t->tls, fd, FERRY_SIDE_TARGET, hello, f);
+	rc = ferry_channel_welcome(&c, t->tls, fd, FERRY_SIDE_TARGET, &theirs, f);
 	if (!rc)
 		join(t, &c, hello);
 	pthread_mutex_unlock(&t->lock);

@@ -15,7 +15,8 @@ int ferry_pager_init(struct ferry_pager *p, const struct ferry_layout *layout)
 		p->pages_total += r->n_pages;
 		if (ferry_bitmap_init(&r->known, r->n_pages) < 0 ||
 		    ferry_bitmap_init(&r->zero, r->n_pages) < 0 ||
-		    ferry_bitmap_init(&r->asked, r->n_pages) < 0) {
+		    ferry_bitmap_init(&r->asked, r->n_pages) < 0 ||
+		    ferry_bitmap_init(&r->lost, r->n_pages) < 0) {
 			ferry_pager_fini(p);
 			return -ENOMEM;
 		}
@@ -52,6 +53,7 @@ void ferry_pager_fini(struct ferry_pager *p)
 		ferry_bitmap_fini(&p->regions[i].known);
 		ferry_bitmap_fini(&p->regions[i].zero);
 		ferry_bitmap_fini(&p->regions[i].asked);
+		ferry_bitmap_fini(&p->regions[i].lost);
 	}
 	p->n_regions = 0;
 }
@@ -122,6 +124,39 @@ uint64_t ferry_pager_discarded(struct ferry_pager *p, const struct ferry_run *ru
 	return make_known(p, run);
 }
 
+uint64_t ferry_pager_lost(struct ferry_pager *p, const struct ferry_run *run)
+{
+	struct ferry_pager_region *r = &p->regions[run->region];
+	size_t end = run->first_page + run->n_pages;
+	uint64_t n = 0;
+
+	for (size_t i = ferry_bitmap_next_clear(&r->known, run->first_page, end); i < end;) {
+		size_t j = ferry_bitmap_next_set(&r->known, i, end);
+
+		n += ferry_bitmap_set_range(&r->lost, i, j - i);
+		i = ferry_bitmap_next_clear(&r->known, j, end);
+	}
+	return n;
+}
+
+bool ferry_pager_is_missing(const struct ferry_pager *p, const struct ferry_run *run)
+{
+	const struct ferry_pager_region *r = &p->regions[run->region];
+	size_t end = run->first_page + run->n_pages;
+
+	for (size_t i = ferry_bitmap_next_clear(&r->known, run->first_page, end); i < end;
+	     i = ferry_bitmap_next_clear(&r->known, i + 1, end))
+		if (!ferry_bitmap_test(&r->lost, i))
+			return true;
+	return false;
+}
+
+void ferry_pager_forget_lost(struct ferry_pager *p)
+{
+	for (uint32_t i = 0; i < p->n_regions; i++)
+		ferry_bitmap_clear_range(&p->regions[i].lost, 0, p->regions[i].n_pages);
+}
+
 bool ferry_pager_next_waiting(const struct ferry_pager *p, uint32_t region, uint64_t *page,
 			      uint64_t end)
 {
@@ -137,7 +172,7 @@ bool ferry_pager_next_waiting(const struct ferry_pager *p, uint32_t region, uint
 	return false;
 }
 
-/* Looks for pages that are not known, and asked for if @asked. */
+/* Looks for pages that are neither known nor lost, and asked for if @asked. */
 static bool next_unknown(const struct ferry_pager *p, struct ferry_run *run, uint32_t max_pages,
 			 bool asked)
 {
@@ -150,7 +185,8 @@ static bool next_unknown(const struct ferry_pager *p, struct ferry_run *run, uin
 		for (; i < r->n_pages; i++) {
 			i = asked ? ferry_bitmap_next_set(&r->asked, i, r->n_pages)
 				  : ferry_bitmap_next_clear(&r->known, i, r->n_pages);
-			if (i == r->n_pages || !ferry_bitmap_test(&r->known, i))
+			if (i == r->n_pages || (!ferry_bitmap_test(&r->known, i) &&
+						!ferry_bitmap_test(&r->lost, i)))
 				break;
 		}
 		if (i >= r->n_pages)
@@ -159,6 +195,7 @@ static bool next_unknown(const struct ferry_pager *p, struct ferry_run *run, uin
 		if (asked)
 			end = ferry_bitmap_next_clear(&r->asked, i, end);
 		end = ferry_bitmap_next_set(&r->known, i, end);
+		end = ferry_bitmap_next_set(&r->lost, i, end);
 		run->region = region;
 		run->first_page = i;
 		run->n_pages = (uint32_t)FERRY_MAX(end - i, (size_t)1);

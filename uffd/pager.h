@@ -7,6 +7,8 @@
  *   known  it is present, or the source said that it is zero: nothing need be sent for it
  *   zero   the source said that it is zero and it was not placed: a fault is answered from here
  *   asked  a thread waits for it and the source was asked
+ * and one for pages that are missing for good, as the source of this epoch says:
+ *   lost   it is not asked for again
  *
  * Bits are shared by the fault loop and the bulk receivers without a lock: each first writes its
  * bit and then looks at the other's, so that a page that becomes known while a thread begins to
@@ -24,7 +26,7 @@
 
 struct ferry_pager_region {
 	uint64_t n_pages;
-	struct ferry_bitmap known, zero, asked;
+	struct ferry_bitmap known, zero, asked, lost;
 };
 
 struct ferry_pager {
@@ -87,6 +89,15 @@ uint64_t ferry_pager_said_zero(struct ferry_pager *p, const struct ferry_run *ru
  */
 uint64_t ferry_pager_discarded(struct ferry_pager *p, const struct ferry_run *run);
 
+/* The source can't have a run any more. Return: how many of its pages are new to that, and missing. */
+uint64_t ferry_pager_lost(struct ferry_pager *p, const struct ferry_run *run);
+
+/* Is a page of a run neither known nor lost? */
+bool ferry_pager_is_missing(const struct ferry_pager *p, const struct ferry_run *run);
+
+/* A new epoch: the source may have them again. */
+void ferry_pager_forget_lost(struct ferry_pager *p);
+
 /**
  * ferry_pager_next_waiting() - pages that were asked for and are said to be zero
  * @page: in: where to look from; out: the page found
@@ -103,7 +114,7 @@ bool ferry_pager_next_waiting(const struct ferry_pager *p, uint32_t region, uint
 bool ferry_pager_next_outstanding(const struct ferry_pager *p, struct ferry_run *run,
 				  uint32_t max_pages);
 
-/* The same for pages that are not known, asked for or not. */
+/* The same for pages that are not known and not lost, asked for or not. */
 bool ferry_pager_next_missing(const struct ferry_pager *p, struct ferry_run *run,
 			      uint32_t max_pages);
 

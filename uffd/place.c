@@ -59,6 +59,15 @@ static int64_t fill_zero(const struct ferry_uffd *u, uint64_t dst, uint64_t src,
 	return outcome(rc, errno, z.zeropage, len);
 }
 
+static int64_t fill_poison(const struct ferry_uffd *u, uint64_t dst, uint64_t src, uint64_t len)
+{
+	struct uffdio_poison p = {.range = {.start = dst, .len = len}};
+	int rc = ioctl(u->fd, UFFDIO_POISON, &p);
+
+	(void)src;
+	return outcome(rc, errno, p.updated, len);
+}
+
 /* Wake who waits on the @n_pages present pages that end at page @end. */
 static void wake_run(const struct ferry_uffd *u, struct ferry_hva dst, uint32_t end,
 		     uint32_t n_pages, uint32_t page_bytes)
@@ -151,6 +160,12 @@ int ferry_place_copy(const struct ferry_uffd *u, struct ferry_hva dst, const voi
 		     uint32_t n_pages, uint32_t page_bytes, struct ferry_placed *placed)
 {
 	return place(u, dst, (uintptr_t)data, n_pages, page_bytes, fill_copy, placed);
+}
+
+int ferry_place_poison(const struct ferry_uffd *u, struct ferry_hva dst, uint32_t n_pages,
+		       uint32_t page_bytes, struct ferry_placed *placed)
+{
+	return place(u, dst, 0, n_pages, page_bytes, fill_poison, placed);
 }
 
 int ferry_place_zero(const struct ferry_uffd *u, struct ferry_hva dst, const void *zeroes,

@@ -33,6 +33,14 @@ int ferry_place_copy(const struct ferry_uffd *u, struct ferry_hva dst, const voi
 		     uint32_t n_pages, uint32_t page_bytes, struct ferry_placed *placed);
 
 /**
+ * ferry_place_poison() - the same with pages that answer with a memory error, for good
+ * Errors: also -EINVAL, -ENOTTY (before Linux 6.6).
+ * Source: ioctl_userfaultfd(2), UFFDIO_POISON
+ */
+int ferry_place_poison(const struct ferry_uffd *u, struct ferry_hva dst, uint32_t n_pages,
+		       uint32_t page_bytes, struct ferry_placed *placed);
+
+/**
  * ferry_place_zero() - the same with pages of zeros
  * @zeroes: at least @page_bytes of zeros, resident; used where the kernel has no zero page for
  *          the mapping (hugetlb); borrowed until return

@@ -100,6 +100,11 @@ static int check_layout(struct session *s, const struct ferry_layout *theirs)
 					  "%u KiB here; back both with the same kind of memory",
 					  i, a->name, a->page_bytes / 1024, b->page_bytes / 1024);
 	}
+	/* Part of a memory was had from another one: the rest would not fit. */
+	if (theirs->memory_id && s->t->memory_id && theirs->memory_id != s->t->memory_id)
+		return ferry_fail(&s->why, FERRY_REFUSE, -ESTALE,
+				  "the source serves another guest's memory, or has let this one run "
+				  "on: what is missing can't be had from it");
 	return 0;
 }
 
@@ -170,6 +175,8 @@ static int exchange_layout(struct session *s)
 		return rc;
 	}
 	pthread_mutex_lock(&t->lock);
+	if (s->m->layout.memory_id)
+		t->memory_id = s->m->layout.memory_id;
 	if (!t->opened && s->m->payload_bytes) {
 		memcpy(t->state, s->m->payload, s->m->payload_bytes);
 		t->state_bytes = s->m->payload_bytes;
@@ -190,7 +197,8 @@ static int dial_one(struct session *s, struct ferry_channel *c, enum ferry_role 
 				    .side = FERRY_SIDE_TARGET,
 				    .role = role,
 				    .index = index,
-				    .epoch = s->link.epoch};
+				    .epoch = s->link.epoch,
+				    .withheld = t->withheld};
 	int rc = ferry_channel_dial(c, t->tls, &t->from, &hello, DIAL_TIMEOUT_MS, t->stop_fd, &s->why);
 
 	if (rc < 0)

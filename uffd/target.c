@@ -321,6 +321,9 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	t->tls = config->tls;
 	t->log = config->log;
 	t->hooks = config->hooks;
+	t->withheld = config->no_checksum ? FERRY_FEATURE_CHECKSUM : 0;
+	t->on_lost = config->on_lost;
+	t->memory_id = config->memory_id;
 	atomic_store(&t->n_holes_left, MAX_HOLES_LEFT);
 	ferry_engine_link_init(&t->incoming);
 	pthread_mutex_init(&t->lock, NULL);
@@ -486,6 +489,16 @@ int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
 	}
 }
 
+uint64_t ferry_target_memory_id(struct ferry_target *t)
+{
+	uint64_t id;
+
+	pthread_mutex_lock(&t->lock);
+	id = t->memory_id;
+	pthread_mutex_unlock(&t->lock);
+	return id;
+}
+
 int ferry_target_events_fd(const struct ferry_target *t)
 {
 	return t->events_fd;
@@ -560,6 +573,9 @@ void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats 
 		.faults_coalesced = atomic_load(&c->faults_coalesced),
 		.requests = atomic_load(&c->requests),
 		.discarded_pages = atomic_load(&c->discarded_pages),
+		.pages_lost = atomic_load(&c->pages_lost),
+		.pages_poisoned = atomic_load(&c->pages_poisoned),
+		.checksum_errors = atomic_load(&c->checksum_errors),
 		.resumes = atomic_load(&c->resumes),
 		.link_up = atomic_load(&t->link_up),
 	};

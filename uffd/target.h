@@ -51,6 +51,13 @@ struct ferry_target_hooks {
 	void (*known)(void *ctx, const struct ferry_run *run);
 };
 
+/* What to do about a page that the source says it can't have any more. */
+enum ferry_on_lost {
+	FERRY_ON_LOST_WAIT,   /* its threads wait; it is asked for again in the next epoch */
+	FERRY_ON_LOST_POISON, /* its threads get a memory error (SIGBUS), now and whenever they touch
+				 it */
+};
+
 struct ferry_target_config {
 	struct ferry_uffd uffd; /* given: the target owns its descriptors from _new on, on error too */
 	const struct ferry_target_region *regions; /* copied; their ids are 0, 1, 2, ... */
@@ -67,6 +74,9 @@ struct ferry_target_config {
 	struct ferry_target_hooks hooks;
 	bool no_trace; /* keep no records of faults */
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
+	bool no_checksum; /* don't ask for checksums of pages */
+	enum ferry_on_lost on_lost;
+	uint64_t memory_id; /* of the memory that an earlier target had a part of; 0: unknown */
 	const struct ferry_log *log;	/* borrowed; may be NULL */
 };
 
@@ -88,6 +98,9 @@ struct ferry_target_stats {
 	uint64_t faults_coalesced;
 	uint64_t requests;
 	uint64_t discarded_pages;
+	uint64_t pages_lost;	  /* the source said so, once or more often */
+	uint64_t pages_poisoned;  /* of them */
+	uint32_t checksum_errors; /* runs that were not what was sent, and not placed */
 	uint32_t resumes;
 	bool link_up;
 	uint32_t faults_in_flight; /* pages that threads wait for now; of them: */
@@ -161,18 +174,23 @@ enum ferry_target_event {
 	FERRY_TARGET_GONE,	/* the process whose memory it is has ended */
 	FERRY_TARGET_FAILED,	/* the source refuses to go on; pages are missing, threads wait. It is
 				 * tried again all the same: OPEN may follow */
+	FERRY_TARGET_PAGES_LOST, /* the source can't have some pages any more; once an epoch */
 };
 
 /**
  * ferry_target_wait() - the next thing that the owner may want to know
  * @timeout_ms: -1 for ever; @stop_fd: -1 or an fd that ends the wait (-ECANCELED)
- * Return: an enum ferry_target_event, or a negative errno. @f: the story for LINK_LOST, GONE, FAILED
+ * Return: an enum ferry_target_event, or a negative errno. @f: the story for LINK_LOST, GONE, FAILED,
+ * PAGES_LOST
  */
 int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
 		      struct ferry_failure *f);
 
 /* Readable (POLLIN) while ferry_target_wait() has something to tell. Borrowed until _free. */
 int ferry_target_events_fd(const struct ferry_target *t);
+
+/* What the source calls its memory; 0 when it doesn't say, or before a session was opened. */
+uint64_t ferry_target_memory_id(struct ferry_target *t);
 
 /* Was FERRY_TARGET_COMPLETE said? Any thread. */
 bool ferry_target_is_complete(const struct ferry_target *t);

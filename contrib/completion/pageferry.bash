@@ -6,11 +6,11 @@ _pageferry_options() {
 
 	case $1 in
 	probe) echo "$common" ;;
-	serve) echo "--file --pid --match --listen --tls --psk --plaintext --tls-peer --max-rate --max-sessions --once --metrics --control $common" ;;
-	attach) echo "--pid --match --from --recover --supervise --tls --psk --plaintext --tls-hostname --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
+	serve) echo "--file --pid --match --listen --tls --psk --plaintext --tls-peer --max-rate --max-sessions --once --checksum --metrics --control $common" ;;
+	attach) echo "--pid --match --from --recover --supervise --on-lost --checksum --tls --psk --plaintext --tls-hostname --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
 	handler) echo "--socket --file --max-vms --user --max-rate --metrics --control $common" ;;
-	receive) echo "--qmp --listen --recover --supervise --tls --psk --plaintext --tls-peer --max-rate --trace --no-trace --metrics --control $common" ;;
-	migrate) echo "--qmp --to --postcopy --resume --supervise --tls --psk --plaintext --tls-hostname --bulk --control $common" ;;
+	receive) echo "--qmp --listen --recover --supervise --on-lost --checksum --tls --psk --plaintext --tls-peer --max-rate --trace --no-trace --metrics --control $common" ;;
+	migrate) echo "--qmp --to --postcopy --resume --supervise --checksum --tls --psk --plaintext --tls-hostname --bulk --control $common" ;;
 	status) echo "--control $common" ;;
 	"trace live") echo "--control --plain --interval $common" ;;
 	"trace record") echo "--output --control --duration $common" ;;
@@ -42,6 +42,12 @@ _pageferry() {
 		;;
 	--pid)
 		mapfile -t COMPREPLY < <(cd /proc && compgen -W "$(echo [0-9]*)" -- "$word")
+		;;
+	--checksum)
+		mapfile -t COMPREPLY < <(compgen -W "on off" -- "$word")
+		;;
+	--on-lost)
+		mapfile -t COMPREPLY < <(compgen -W "wait poison stop" -- "$word")
 		;;
 	--format)
 		mapfile -t COMPREPLY < <(compgen -W "perfetto qemu" -- "$word")

@@ -10,6 +10,7 @@ It was written from docs/protocol.md and shares no code with the C implementatio
 every byte was right and every rule was kept; else it says what differs, and exits with 1.
 """
 import argparse
+import ctypes
 import collections
 import importlib
 import os
@@ -35,6 +36,7 @@ RESIDENT_PAGES = MAX_OTHER * 8
 SOURCE, TARGET = 1, 2
 CONTROL, URGENT, BULK, SWITCHOVER = 1, 2, 3, 4
 RAW, ZERO = 0, 1
+CHECKSUMS = 2
 SOURCE_TIMES = 1
 PROTOCOL, VERSION, SESSION = 1, 2, 4
 SILENCE_S = 10
@@ -57,6 +59,10 @@ class Refused(Exception):
 def check(condition, text):
     if not condition:
         raise Mismatch(text)
+
+
+xxh3 = ctypes.CDLL("libxxhash.so.0").XXH3_64bits_withSeed
+xxh3.restype = ctypes.c_uint64
 
 
 class Connection:
@@ -138,6 +144,18 @@ class Connection:
         check(msg.version == 1, f"version {msg.version} was not offered")
         check(not msg.features & ~fields["features"], f"features {msg.features:#x} were not offered")
         self.features = msg.features
+
+
+def check_sum(run, payload, agreed):
+    """A run's checksum, where they were agreed on, is that of its payload and its place."""
+    if not agreed:
+        check(not run.HasField("checksum"), "a checksum that was not agreed")
+        return
+    check(run.HasField("checksum"), "a run without the checksum that was agreed")
+    seed = run.first_page ^ run.n_pages << 32 ^ run.region << 58 ^ run.encoding << 56
+    got = xxh3(payload, ctypes.c_size_t(len(payload)), ctypes.c_uint64(seed & (1 << 64) - 1))
+    if got != run.checksum:
+        raise Mismatch(f"pages {run.first_page}+{run.n_pages}: checksum {run.checksum:x}, not {got:x}")
 
 
 class Memory:
@@ -244,7 +262,7 @@ class Session:
         self.state = b""
 
     def dial(self, role, **changes):
-        fields = dict(version_min=1, version_max=1, features=SOURCE_TIMES, session_id=self.id,
+        fields = dict(version_min=1, version_max=1, features=SOURCE_TIMES | CHECKSUMS, session_id=self.id,
                       side=TARGET, role=role, index=0, software="ferry_client.py")
         if self.epoch:
             fields["epoch"] = self.epoch
@@ -294,6 +312,7 @@ class Session:
             name, run, payload = self.urgent.receive()
             check(name == "PageRun", f"{name} on the urgent connection")
             self.requests.answer(run, self.urgent.features & SOURCE_TIMES)
+            check_sum(run, payload, self.urgent.features & CHECKSUMS)
             self.memory.place(run, payload)
 
     def push(self, until=None, rate=0, ask=None):
@@ -326,6 +345,7 @@ class Session:
 
     def take(self, c, run, payload, had):
         """A run of any connection. Returns how many pages were pushed."""
+        check_sum(run, payload, c.features & CHECKSUMS)
         if c is self.urgent:
             self.requests.answer(run, c.features & SOURCE_TIMES)
             self.memory.place(run, payload)

@@ -11,6 +11,7 @@
 The text form is described at its own top.
 """
 import argparse
+import ctypes
 import importlib
 import os
 import re
@@ -42,6 +43,14 @@ TYPE = dict(
 MAX_PAGES = (1 << 32) - 1
 SESSION = bytes(range(16))
 U64 = (1 << 64) - 1
+
+
+def checksum(region, first_page, n_pages, encoding, payload):
+    """Of a PageRun, as docs/protocol.md has it."""
+    xxh = ctypes.CDLL("libxxhash.so.0").XXH3_64bits_withSeed
+    xxh.restype = ctypes.c_uint64
+    seed = first_page ^ n_pages << 32 ^ region << 58 ^ encoding << 56
+    return xxh(payload, ctypes.c_size_t(len(payload)), ctypes.c_uint64(seed & U64))
 
 
 class Bytes:
@@ -124,6 +133,8 @@ def add_exact(v):
        "Layout",
        dict(regions=[v.pb.Region(id=0, name="a" * 63, n_pages=MAX_PAGES, page_bytes=4096),
                      v.pb.Region(id=1, name="b", n_pages=3, page_bytes=2097152)]), b"\1\2\3")
+    ex("layout_of_known_memory", "memory 1122334455667788, region 0 \"ram\" of 1 page of 4096 bytes", "Layout",
+       dict(regions=[v.pb.Region(id=0, name="ram", n_pages=1, page_bytes=4096)], memory_id=0x1122334455667788))
     ex("layout_ok", "nothing more", "LayoutOk")
     ex("resident_one_page", "region 0, pages 0+1, bitmap 01", "Resident",
        dict(region=0, first_page=0, n_pages=1), b"\1")
@@ -160,6 +171,14 @@ def add_exact(v):
        Bytes((b"\xee", 4 * 1024 * 1024)))
     ex("page_run_zero_pushed", "pushed: region 3, pages 0+4294967295, zero", "PageRun",
        dict(region=3, first_page=0, n_pages=MAX_PAGES, encoding=1, request_id=0))
+    ex("page_run_raw_with_checksum", "pushed: region 1, pages 3+2, raw, pages of 11 and 22, with its checksum",
+       "PageRun", dict(region=1, first_page=3, n_pages=2, encoding=0, request_id=0,
+                       checksum=checksum(1, 3, 2, 0, b"\x11" * 4096 + b"\x22" * 4096)),
+       Bytes((b"\x11", 4096), (b"\x22", 4096)))
+    ex("page_run_zero_with_checksum", "pushed: region 1, pages 5+600, zero, with its checksum", "PageRun",
+       dict(region=1, first_page=5, n_pages=600, encoding=1, request_id=0, checksum=checksum(1, 5, 600, 1, b"")))
+    ex("page_run_lost", "answers request 3: region 0, pages 9+4 are lost", "PageRun",
+       dict(region=0, first_page=9, n_pages=4, encoding=2, request_id=3))
     ex("push_done", "nothing more", "PushDone")
     ex("prepare", "vm \"web-1\", VMM \"7.2.22\", machine \"pc-i440fx-7.2\", 2 bulk connections, "
        "region 0 \"pc.ram\" of 65536 pages of 4096", "Prepare",
@@ -315,9 +334,11 @@ def add_message(v):
     bad("run_page_too_short", "4095 bytes for 1 pages", "PageRun", run, Bytes((b"\0", 4095)))
     bad("run_not_whole_pages", "8193 bytes for 2 pages", "PageRun", dict(run, n_pages=2),
         Bytes((b"\0", 8193)))
-    bad("run_zero_with_payload", "zero pages with 4096 bytes", "PageRun", dict(run, encoding=1),
+    bad("run_zero_with_payload", "pages without content with 4096 bytes", "PageRun", dict(run, encoding=1),
         Bytes((b"\0", 4096)))
-    bad("run_encoding_2", "unknown encoding 2", "PageRun", dict(run, encoding=2), Bytes((b"\0", 4096)))
+    bad("run_lost_with_payload", "pages without content with 4096 bytes", "PageRun", dict(run, encoding=2),
+        Bytes((b"\0", 4096)))
+    bad("run_encoding_3", "unknown encoding 3", "PageRun", dict(run, encoding=3), Bytes((b"\0", 4096)))
     bad("run_encoding_largest", "unknown encoding 4294967295", "PageRun",
         dict(run, encoding=(1 << 32) - 1), Bytes((b"\0", 4096)))
     bad("run_region_largest", "of region 4294967295", "PageRun", dict(run, region=(1 << 32) - 1),

@@ -229,7 +229,8 @@ int client_dial(struct client *c, enum ferry_role role, uint32_t index)
 						    .role = role,
 						    .session = c->session,
 						    .index = index,
-						    .epoch = c->epoch},
+						    .epoch = c->epoch,
+						    .withheld = c->withheld},
 			      &hello);
 	client_send(c, fd, &hello);
 	must(client_read(c, fd));

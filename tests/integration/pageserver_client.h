@@ -50,6 +50,7 @@ struct client {
 	const struct world *world;
 	struct ferry_session_id session;
 	uint32_t epoch;
+	uint64_t withheld; /* features that are not wanted */
 	int control, urgent, bulk[CLIENT_BULK];
 	uint32_t n_bulk;
 	bool bulk_done[CLIENT_BULK];

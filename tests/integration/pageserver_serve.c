@@ -300,6 +300,40 @@ Test(serve, a_held_server_answers_and_pushes_only_once_it_serves)
 	world_fini(&w);
 }
 
+/* Where that was agreed on, the pages are said to be lost, and everything else is served on. */
+Test(serve, pages_of_a_truncated_source_are_said_to_be_lost)
+{
+	struct ferry_failure f;
+	uint64_t n_lost = 0;
+	struct client c;
+	struct world w;
+
+	world_init(&w, 1000, false, NULL, true);
+	client_init(&c, &w, 1, 1);
+	client_open(&c);
+	must(!ftruncate(w.memfd, 100 * PAGE));
+	client_request(&c, 98, 4);
+	for (uint64_t n = 0; n < 4; n += c.m.run.run.n_pages) {
+		must(client_read(&c, c.urgent));
+		cr_assert_eq(c.m.run.request_id, c.last_request);
+		cr_assert_eq(c.m.run.encoding == FERRY_ENCODING_LOST, c.m.run.run.first_page >= 100);
+	}
+	expect_event(&w, FERRY_SERVER_PAGES_LOST, &f);
+	cr_assert_eq(f.consequence, FERRY_LOST);
+	client_start_push(&c, 0);
+	while (client_read(&c, c.bulk[0]) && c.m.type != FERRY_FRAME_PUSH_DONE) {
+		if (c.m.run.encoding == FERRY_ENCODING_LOST)
+			n_lost += c.m.run.run.n_pages;
+		else
+			cr_assert(c.m.run.run.first_page < 100 ||
+				  c.m.run.encoding == FERRY_ENCODING_ZERO);
+	}
+	cr_assert_eq(c.m.type, FERRY_FRAME_PUSH_DONE);
+	cr_assert_gt(n_lost, 100);
+	client_fini(&c);
+	world_fini(&w);
+}
+
 Test(serve, a_truncated_source_is_an_error_and_never_zeros)
 {
 	struct ferry_failure f;
@@ -308,6 +342,7 @@ Test(serve, a_truncated_source_is_an_error_and_never_zeros)
 
 	world_init(&w, 1000, false, NULL, true);
 	client_init(&c, &w, 1, 1);
+	c.withheld = FERRY_FEATURE_LOST;
 	client_open(&c);
 	must(!ftruncate(w.memfd, 100 * PAGE));
 	client_request(&c, 64, 1);
@@ -332,6 +367,7 @@ Test(serve, a_truncated_source_ends_the_push_as_well)
 
 	world_init(&w, 1000, false, NULL, true);
 	client_init(&c, &w, 1, 1);
+	c.withheld = FERRY_FEATURE_LOST;
 	client_open(&c);
 	must(!ftruncate(w.memfd, 100 * PAGE));
 	client_start_push(&c, 0);

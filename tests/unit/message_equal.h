@@ -10,7 +10,7 @@
 
 static inline bool layouts_equal(const struct ferry_layout *a, const struct ferry_layout *b)
 {
-	if (a->n_regions != b->n_regions)
+	if (a->n_regions != b->n_regions || a->memory_id != b->memory_id)
 		return false;
 	for (uint32_t i = 0; i < a->n_regions; i++) {
 		const struct ferry_region_desc *x = &a->regions[i], *y = &b->regions[i];
@@ -83,7 +83,9 @@ static inline bool messages_equal(const struct ferry_message *a, const struct fe
 		return runs_equal(&a->run.run, &b->run.run) && a->run.encoding == b->run.encoding &&
 		       a->run.request_id == b->run.request_id &&
 		       a->run.received_ns == b->run.received_ns &&
-		       a->run.answered_ns == b->run.answered_ns;
+		       a->run.answered_ns == b->run.answered_ns &&
+		       a->run.has_checksum == b->run.has_checksum &&
+		       a->run.checksum == b->run.checksum;
 	case FERRY_FRAME_PREPARE:
 		return !strcmp(a->prepare.vm, b->prepare.vm) &&
 		       !strcmp(a->prepare.vmm_version, b->prepare.vmm_version) &&

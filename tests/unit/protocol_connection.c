@@ -11,7 +11,7 @@
 
 #include "base/util.h"
 #include "message_equal.h"
-#include "protocol/connection.h"
+#include "protocol/checksum.h"
 
 static const struct {
 	enum ferry_frame_type type;
@@ -80,6 +80,8 @@ static struct ferry_message message_of(enum ferry_frame_type type, enum ferry_si
 		m.hello = hello_of(sender, role);
 	else if (type == FERRY_FRAME_WELCOME)
 		m.welcome.version = 1;
+	else if (type == FERRY_FRAME_PAGE_RUN)
+		m.run.has_checksum = true;
 	else if (type == FERRY_FRAME_ERROR)
 		strcpy(m.error.text, "no");
 	return m;
@@ -271,6 +273,84 @@ static void check_welcome(uint32_t version, uint64_t features, int want)
 	cr_assert_eq(ferry_connection_check(&c, &m, &code, why), want);
 	if (want)
 		cr_assert(code == FERRY_ERROR_VERSION && strstr(why, "not offered"), "%s", why);
+}
+
+/* A target's urgent connection to a source that offers all, of which we withhold some. */
+static void open_without(struct ferry_connection *c, uint64_t withheld)
+{
+	struct ferry_hello theirs = hello_of(FERRY_SIDE_SOURCE, FERRY_ROLE_URGENT);
+	struct ferry_message m = {FERRY_FRAME_HELLO, .hello = theirs};
+	enum ferry_error_code code;
+	char why[FERRY_MAX_TEXT];
+
+	ferry_connection_accept(c, FERRY_SIDE_TARGET);
+	c->withheld = withheld;
+	cr_assert_eq(ferry_connection_check(c, &m, &code, why), 0);
+	ferry_connection_welcome(c, &m);
+	cr_assert_eq(m.welcome.features, FERRY_FEATURES_ALL & ~withheld);
+}
+
+static int check_run(uint64_t withheld, struct ferry_page_run run)
+{
+	struct ferry_message m = {FERRY_FRAME_PAGE_RUN, .run = run};
+	enum ferry_error_code code;
+	char why[FERRY_MAX_TEXT];
+	struct ferry_connection c;
+
+	open_without(&c, withheld);
+	return ferry_connection_check(&c, &m, &code, why);
+}
+
+Test(connection, what_was_agreed_on_holds_for_every_run)
+{
+	struct ferry_page_run plain = {.encoding = FERRY_ENCODING_RAW};
+	struct ferry_page_run lost = {.encoding = FERRY_ENCODING_LOST, .has_checksum = true};
+
+	cr_assert_eq(check_run(0, plain), -EPROTO);
+	cr_assert_eq(check_run(FERRY_FEATURE_CHECKSUM, plain), 0);
+	cr_assert_eq(check_run(0, lost), 0);
+	cr_assert_eq(check_run(FERRY_FEATURE_LOST, lost), -EPROTO);
+}
+
+Test(connection, what_is_withheld_is_not_offered)
+{
+	struct ferry_hello mine = hello_of(FERRY_SIDE_TARGET, FERRY_ROLE_BULK);
+	struct ferry_connection c;
+	struct ferry_message m;
+
+	mine.withheld = FERRY_FEATURE_CHECKSUM;
+	ferry_connection_dial(&c, &mine, &m);
+	cr_assert_eq(m.hello.features, FERRY_FEATURES_ALL & ~FERRY_FEATURE_CHECKSUM);
+}
+
+/* The same bytes in another place, or taken for another kind, don't fit either. */
+Test(connection, a_checksum_tells_content_and_place)
+{
+	uint8_t page[4096] = {1, 2, 3};
+	struct ferry_message m = {.type = FERRY_FRAME_PAGE_RUN,
+				  .run = {.run = {.region = 3, .n_pages = 1, .first_page = 77},
+					  .has_checksum = true},
+				  .payload = page,
+				  .payload_bytes = sizeof(page)};
+	struct ferry_message wrong;
+	struct ferry_connection c;
+
+	open_without(&c, 0);
+	m.run.checksum = ferry_checksum(ferry_checksum_seed(&m.run), page, sizeof(page));
+	cr_assert(ferry_checksum_fits(&c, &m));
+	wrong = m;
+	wrong.run.run.first_page++;
+	cr_assert_not(ferry_checksum_fits(&c, &wrong));
+	wrong = m;
+	wrong.run.run.region = 2;
+	cr_assert_not(ferry_checksum_fits(&c, &wrong));
+	for (size_t i = 0; i < sizeof(page); i += 511) {
+		page[i] ^= 0x10;
+		cr_assert_not(ferry_checksum_fits(&c, &m), "byte %zu", i);
+		page[i] ^= 0x10;
+	}
+	open_without(&c, FERRY_FEATURE_CHECKSUM);
+	cr_assert(ferry_checksum_fits(&c, &wrong));
 }
 
 Test(connection, a_welcome_names_nothing_that_was_not_offered)

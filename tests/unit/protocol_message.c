@@ -124,6 +124,7 @@ static void some_message(struct random *r, enum ferry_frame_type type, struct fe
 		break;
 	case FERRY_FRAME_LAYOUT:
 		some_layout(r, &m->layout);
+		m->layout.memory_id = any(r);
 		m->payload_bytes = (uint32_t)between(r, 0, FERRY_MAX_CONTROL_BYTES);
 		break;
 	case FERRY_FRAME_RESIDENT:
@@ -229,6 +230,8 @@ Test(message, a_page_run_takes_no_more_than_promised)
 					  FERRY_ENCODING_ZERO,
 					  UINT64_MAX,
 					  UINT64_MAX,
+					  UINT64_MAX,
+					  true,
 					  UINT64_MAX}};
 	uint8_t out[FERRY_MAX_ENCODED_BYTES];
 

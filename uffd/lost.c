@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Pages that the source has lost, and pages that were damaged on their way. */
+#include <errno.h>
+
+#include "uffd/engine.h"
+
+/* Threads that touch these pages are told of a memory error, instead of waiting for ever. */
+static int poison(struct ferry_target *t, const struct ferry_run *run)
+{
+	const struct ferry_bitmap *known = &t->pager.regions[run->region].known;
+	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
+	uint64_t end = run->first_page + run->n_pages;
+	int rc = 0;
+
+	for (uint64_t i = ferry_bitmap_next_clear(known, run->first_page, end); i < end && !rc;) {
+		uint64_t j = ferry_bitmap_next_set(known, i, end);
+		struct ferry_run did = {.region = run->region, .first_page = i};
+		struct ferry_hva at = {atomic_load(&t->regions[run->region].start) + i * page_bytes};
+		struct ferry_placed placed;
+
+		rc = ferry_place_poison(&t->uffd, at, (uint32_t)(j - i), page_bytes, &placed);
+		did.n_pages = placed.n_new + placed.n_dup;
+		if (did.n_pages)
+			ferry_pager_placed(&t->pager, &did);
+		atomic_fetch_add(&t->counters.pages_poisoned, placed.n_new);
+		i = ferry_bitmap_next_clear(known, j, end);
+	}
+	return rc;
+}
+
+int ferry_engine_lose(struct ferry_target *t, const struct ferry_run *run)
+{
+	uint64_t n = ferry_pager_lost(&t->pager, run);
+	struct ferry_failure why;
+	int rc = 0;
+
+	atomic_fetch_add(&t->counters.pages_lost, n);
+	if (t->on_lost == FERRY_ON_LOST_POISON) {
+		if (t->has_discards)
+			pthread_mutex_lock(&t->discard_lock);
+		rc = poison(t, run);
+		if (t->has_discards)
+			pthread_mutex_unlock(&t->discard_lock);
+	}
+	if (n && !atomic_exchange(&t->lost_said, true)) {
+		const char *then = "threads that touch such pages wait";
+
+		if (t->on_lost == FERRY_ON_LOST_POISON)
+			then = rc ? "they can't be poisoned here, and threads that touch them wait"
+				  : "threads that touch such pages get a memory error";
+		ferry_fail(&why, FERRY_LOST, -EIO,
+			   "THE SOURCE HAS LOST MEMORY: page %llu of region %u, perhaps more, can't be "
+			   "had any more; %s",
+			   (unsigned long long)run->first_page, run->region, then);
+		ferry_error(t->log, "%s", why.text);
+		ferry_engine_notify(t, FERRY_TARGET_PAGES_LOST, &why);
+	}
+	return rc == -EINVAL || rc == -ENOTTY ? 0 : rc;
+}
+
+int ferry_engine_bad_checksum(struct ferry_target *t, const struct ferry_run *run,
+			      struct ferry_failure *why)
+{
+	atomic_fetch_add(&t->counters.checksum_errors, 1);
+	return ferry_fail(why, FERRY_LINK, -EBADMSG,
+			  "%u pages from %llu of region %u came damaged (their checksum does not "
+			  "fit); they are asked for again",
+			  run->n_pages, (unsigned long long)run->first_page, run->region);
+}
