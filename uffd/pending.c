@@ -231,7 +231,8 @@ void ferry_pending_prune(struct ferry_pending *p, const struct ferry_pager *page
 			 uint64_t next_request_id, uint64_t now_ns)
 {
 	p->link_request_id = next_request_id;
-	for (uint32_t i = 0; i < FERRY_PENDING_SLOTS;) {
+	/* An empty table is not even looked at: its pages were never touched, and need no memory. */
+	for (uint32_t i = 0; p->n && i < FERRY_PENDING_SLOTS;) {
 		struct ferry_pending_slot *s = &p->slots[i];
 
 		/* Ending one may move another into its slot: look at that again. */
@@ -245,7 +246,7 @@ void ferry_pending_prune(struct ferry_pending *p, const struct ferry_pager *page
 
 void ferry_pending_end(struct ferry_pending *p)
 {
-	for (uint32_t i = 0; i < FERRY_PENDING_SLOTS;) {
+	for (uint32_t i = 0; p->n && i < FERRY_PENDING_SLOTS;) {
 		if (p->slots[i].key)
 			end(p, &p->slots[i], 0, FERRY_FAULT_F_UNANSWERED);
 		else
