@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Reading /proc/PID/smaps: per mapping one line as in maps, then lines "Key: value". Of these,
- * KernelPageSize is the page size and the flag "ht" in VmFlags says hugetlb.
+ * Reading /proc/PID/maps, and what kind of memory each mapping is, by its device: memfd, shared
+ * anonymous memory and SysV segments live on one internal tmpfs of the kernel, huge pages on one
+ * internal hugetlbfs for each size; memfds of our own reveal these. Mounted ones are listed in the
+ * process's mountinfo.
  *
- * Shared memory is told from other files by the device: memfd, shared anonymous memory and SysV
- * segments live on one internal tmpfs of the kernel, which a memfd of our own reveals; mounted
- * tmpfs are listed in the process's mountinfo.
+ * smaps would tell the page size by itself, but looks at every page of the process for its sums:
+ * some 10 ms for each GiB of a guest (docs/performance.md).
  */
 #include "uffd/maps.h"
 
@@ -22,13 +23,21 @@
 
 #include "base/cleanup.h"
 
-#define TMPFS_MAX      64   /* tmpfs devices that are told apart */
-#define NAMES_TOLD     5    /* in the text of -ENOENT */
-#define SMAPS_LINE_MAX 4352 /* a path of PATH_MAX and what stands before it */
+#define NAMES_TOLD    5	   /* in the text of -ENOENT */
+#define MAPS_LINE_MAX 4352 /* a path of PATH_MAX and what stands before it */
+/* Sizes of huge pages that some processor has, as powers of two. */
+#define MIN_HUGE_BITS 16u
+#define MAX_HUGE_BITS 34u
 
-struct tmpfs_devs {
-	dev_t dev[TMPFS_MAX];
-	size_t n;
+/* A file system in memory. */
+struct device {
+	dev_t dev;
+	uint32_t page_bytes; /* of huge pages; 0: tmpfs */
+};
+
+struct devices {
+	struct device *v; /* owned */
+	size_t n, room;
 };
 
 struct mapping_list {
@@ -52,49 +61,98 @@ static struct ferry_mapping *list_add(struct mapping_list *l)
 		l->v = v;
 		l->room = room;
 	}
-	l->v[l->n] = (struct ferry_mapping){.page_bytes = (uint32_t)sysconf(_SC_PAGESIZE)};
 	return &l->v[l->n++];
 }
 
-static void add_internal_tmpfs(struct tmpfs_devs *t)
+static void devices_fini(struct devices *d)
 {
-	_cleanup_close_ int fd = memfd_create("pageferry-device", MFD_CLOEXEC);
+	free(d->v);
+}
+
+/* Return: 0 or -ENOMEM. */
+static int add_device(struct devices *d, dev_t dev, uint64_t page_bytes)
+{
+	if (page_bytes > UINT32_MAX)
+		return 0; /* larger than we can serve: such a mapping is left a file */
+	if (d->n == d->room) {
+		size_t room = d->room ? 2 * d->room : 64;
+		struct device *v = realloc(d->v, room * sizeof(*v));
+
+		if (!v)
+			return -ENOMEM;
+		d->v = v;
+		d->room = room;
+	}
+	d->v[d->n++] = (struct device){.dev = dev, .page_bytes = (uint32_t)page_bytes};
+	return 0;
+}
+
+/* @bits: of huge pages; 0: ordinary ones. A kernel that has none of this size has no device for it. */
+static int add_internal(struct devices *d, unsigned int bits)
+{
+	unsigned int flags = bits ? MFD_HUGETLB | bits << MAP_HUGE_SHIFT : 0;
+	_cleanup_close_ int fd = memfd_create("pageferry-device", MFD_CLOEXEC | flags);
 	struct stat st;
 
-	if (fd >= 0 && fstat(fd, &st) == 0 && t->n < TMPFS_MAX)
-		t->dev[t->n++] = st.st_dev;
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return 0;
+	return add_device(d, st.st_dev, bits ? UINT64_C(1) << bits : 0);
+}
+
+/* "...,pagesize=2M,..." Return: bytes; 0 when it is not said. */
+static uint64_t page_size_option(const char *options)
+{
+	const char *at = strstr(options, "pagesize=");
+	uint64_t n;
+	char unit;
+
+	if (!at || sscanf(at, "pagesize=%" SCNu64 "%c", &n, &unit) != 2)
+		return 0;
+	return unit == 'K' ? n * FERRY_KIB : unit == 'M' ? n * FERRY_MIB : 0;
 }
 
 /* Lines are "ID PARENT MAJOR:MINOR ROOT DIR OPTIONS [FIELDS...] - TYPE SOURCE OPTIONS". */
-static void add_mounted_tmpfs(struct tmpfs_devs *t, pid_t pid)
+static int add_mounted(struct devices *d, pid_t pid)
 {
 	_cleanup_fclose_ FILE *file = NULL;
 	_cleanup_free_ char *line = NULL;
 	size_t size = 0;
 	char path[64];
+	int rc = 0;
 
 	snprintf(path, sizeof(path), "/proc/%d/mountinfo", (int)pid);
 	file = fopen(path, "re");
-	if (!file)
-		return;
-	while (t->n < TMPFS_MAX && getline(&line, &size, file) > 0) {
+	while (file && !rc && getline(&line, &size, file) > 0) {
 		const char *type = strstr(line, " - ");
 		unsigned int major, minor;
 
-		if (!type || strncmp(type, " - tmpfs ", 9) != 0)
+		if (!type || sscanf(line, "%*d %*d %u:%u", &major, &minor) != 2)
 			continue;
-		if (sscanf(line, "%*d %*d %u:%u", &major, &minor) == 2)
-			t->dev[t->n++] = makedev(major, minor);
+		if (strncmp(type, " - tmpfs ", 9) == 0)
+			rc = add_device(d, makedev(major, minor), 0);
+		else if (strncmp(type, " - hugetlbfs ", 13) == 0 && page_size_option(type))
+			rc = add_device(d, makedev(major, minor), page_size_option(type));
 	}
+	return rc;
 }
 
-static bool on_tmpfs(const struct tmpfs_devs *t, const struct ferry_mapping *m)
+/* All that a mapping of @pid may belong to. Return: 0 or -ENOMEM. */
+static int find_devices(struct devices *d, pid_t pid)
 {
-	for (size_t i = 0; i < t->n; i++) {
-		if (t->dev[i] == makedev(m->dev_major, m->dev_minor))
-			return true;
+	int rc = add_internal(d, 0);
+
+	for (unsigned int bits = MIN_HUGE_BITS; !rc && bits <= MAX_HUGE_BITS; bits++)
+		rc = add_internal(d, bits);
+	return rc ? rc : add_mounted(d, pid);
+}
+
+static const struct device *find_device(const struct devices *d, const struct ferry_mapping *m)
+{
+	for (size_t i = 0; i < d->n; i++) {
+		if (d->v[i].dev == makedev(m->dev_major, m->dev_minor))
+			return &d->v[i];
 	}
-	return false;
+	return NULL;
 }
 
 /* Mappings that the kernel itself puts into every process, and that nothing else can fill. */
@@ -104,11 +162,23 @@ static bool is_special(const char *name)
 	       strcmp(name, "[vsyscall]") == 0 || strcmp(name, "[uprobes]") == 0;
 }
 
-static enum ferry_mapping_kind classify(const struct tmpfs_devs *t, const struct ferry_mapping *m)
+/* Sets ->kind and ->page_bytes. */
+static void classify(const struct devices *d, struct ferry_mapping *m)
 {
-	if (m->ino == 0 && m->name[0] != '/')
-		return m->shared || is_special(m->name) ? FERRY_MAPPING_FILE : FERRY_MAPPING_ANON;
-	return on_tmpfs(t, m) ? FERRY_MAPPING_SHARED : FERRY_MAPPING_FILE;
+	const struct device *device = find_device(d, m);
+
+	m->page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
+	if (m->ino == 0 && m->name[0] != '/') {
+		m->kind = m->shared || is_special(m->name) ? FERRY_MAPPING_FILE
+							    : FERRY_MAPPING_ANON;
+	} else if (!device) {
+		m->kind = FERRY_MAPPING_FILE;
+	} else if (device->page_bytes) {
+		m->kind = FERRY_MAPPING_HUGETLB;
+		m->page_bytes = device->page_bytes;
+	} else {
+		m->kind = FERRY_MAPPING_SHARED;
+	}
 }
 
 /* "START-END RIGHTS OFFSET MAJOR:MINOR INO   NAME". Return: whether @line is one of these. */
@@ -136,49 +206,31 @@ static bool parse_header(const char *line, struct ferry_mapping *m)
 	return true;
 }
 
-static bool has_flag(const char *flags, const char *flag)
+static int read_maps(pid_t pid, struct mapping_list *l)
 {
-	const char *at = flags;
-
-	while ((at = strstr(at, flag)) != NULL) {
-		if (at[-1] == ' ' && (at[2] == ' ' || at[2] == '\n' || at[2] == '\0'))
-			return true;
-		at++;
-	}
-	return false;
-}
-
-static int read_smaps(pid_t pid, struct mapping_list *l)
-{
+	_cleanup_(devices_fini) struct devices devices = {0};
 	_cleanup_fclose_ FILE *file = NULL;
-	struct ferry_mapping *m = NULL;
-	struct tmpfs_devs tmpfs = {0};
-	char path[64], line[SMAPS_LINE_MAX];
+	char path[64], line[MAPS_LINE_MAX];
+	int rc = find_devices(&devices, pid);
 
-	add_internal_tmpfs(&tmpfs);
-	add_mounted_tmpfs(&tmpfs, pid);
-	snprintf(path, sizeof(path), "/proc/%d/smaps", (int)pid);
+	if (rc < 0)
+		return rc;
+	snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
 	file = fopen(path, "re");
 	if (!file)
 		return errno == ENOENT ? -ESRCH : -errno;
 
 	errno = 0;
 	while (fgets(line, sizeof(line), file)) {
-		struct ferry_mapping head = {0};
-		uint32_t kib;
+		struct ferry_mapping head = {0}, *m;
 
-		if (parse_header(line, &head)) {
-			m = list_add(l);
-			if (!m)
-				return -ENOMEM;
-			head.page_bytes = m->page_bytes;
-			*m = head;
-			m->kind = classify(&tmpfs, m);
-		} else if (m && sscanf(line, "KernelPageSize: %" SCNu32 " kB", &kib) == 1) {
-			m->page_bytes = kib * FERRY_KIB;
-		} else if (m && strncmp(line, "VmFlags:", 8) == 0 && has_flag(line + 8, "ht")) {
-			m->kind = FERRY_MAPPING_HUGETLB;
-		}
+		if (!parse_header(line, &head))
+			continue;
+		m = list_add(l);
+		if (!m)
+			return -ENOMEM;
+		*m = head;
+		classify(&devices, m);
 	}
 	if (ferror(file))
 		return errno ? -errno : -EIO;
@@ -259,16 +311,16 @@ int ferry_maps_find(pid_t pid, const char *match, struct ferry_mapping **out, si
 {
 	_cleanup_(list_fini) struct mapping_list found = {0};
 	_cleanup_(list_fini) struct mapping_list all = {0};
-	int r = read_smaps(pid, &all);
+	int r = read_maps(pid, &all);
 
 	if (r == -EACCES || r == -EPERM)
 		return ferry_fail(f, FERRY_REFUSE, r,
-				  "/proc/%d/smaps: %s; run as the user of that process or as root",
+				  "/proc/%d/maps: %s; run as the user of that process or as root",
 				  (int)pid, strerror(-r));
 	if (r == -ESRCH)
 		return ferry_fail(f, FERRY_REFUSE, r, "there is no process %d", (int)pid);
 	if (r < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, r, "/proc/%d/smaps", (int)pid);
+		return ferry_fail_errno(f, FERRY_REFUSE, r, "/proc/%d/maps", (int)pid);
 
 	join_neighbours(&all);
 	found.v = calloc(all.n, sizeof(*found.v));

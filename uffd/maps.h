@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The mappings of a process, as /proc/PID/maps and smaps have them. */
+/* The mappings of a process, as /proc/PID/maps has them. */
 #ifndef FERRY_UFFD_MAPS_H
 #define FERRY_UFFD_MAPS_H
 
@@ -26,7 +26,7 @@ struct ferry_mapping {
 	uint64_t offset;     /* in the file, bytes */
 	uint64_t ino;	     /* 0 for none */
 	uint32_t dev_major, dev_minor;
-	uint32_t page_bytes; /* KernelPageSize of smaps: 4096, or the huge page size of hugetlb */
+	uint32_t page_bytes; /* 4096, or the huge page size of hugetlb */
 	bool readable, writable, shared;
 	enum ferry_mapping_kind kind;
 	char name[FERRY_MAPPING_NAME_MAX]; /* path, "[heap]", "/memfd:x (deleted)"; cut if longer */

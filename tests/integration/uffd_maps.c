@@ -6,11 +6,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/shm.h>
 #include <unistd.h>
@@ -89,6 +91,31 @@ Test(uffd_maps, private_huge_pages_are_hugetlb)
 	mem = map_huge(HUGE);
 	m = find_at(mem, "anon_hugepage");
 	expect(&m, FERRY_MAPPING_HUGETLB, HUGE, HUGE, false);
+}
+
+/* Of any size and anywhere, as operators mount them for their guests. */
+Test(uffd_maps, a_file_on_a_mounted_hugetlbfs_is_hugetlb)
+{
+	char dir[] = "/tmp/pageferry-huge-XXXXXX";
+	_cleanup_close_ int fd = -1;
+	struct ferry_mapping m;
+	uint8_t *mem;
+
+	huge_reserve(1);
+	/* Mounts of a namespace of our own go with this process. */
+	cr_assert_eq(unshare(CLONE_NEWNS), 0);
+	cr_assert_eq(mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL), 0);
+	cr_assert(mkdtemp(dir));
+	cr_assert_eq(mount("huge", dir, "hugetlbfs", 0, "pagesize=2M"), 0);
+	fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	cr_assert(fd >= 0, "%s", strerror(errno));
+	cr_assert_eq(ftruncate(fd, HUGE), 0);
+	mem = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	cr_assert_neq(mem, MAP_FAILED);
+	m = find_at(mem, dir);
+	expect(&m, FERRY_MAPPING_HUGETLB, HUGE, HUGE, true);
+	umount2(dir, MNT_DETACH);
+	rmdir(dir);
 }
 
 Test(uffd_maps, anonymous_memory_is_found_by_the_name_it_was_given)
