@@ -244,6 +244,10 @@ struct pageferry_lazy_options {
 	pageferry_log_fn log;	       /* NULL: silence */
 	void *log_ctx;
 	enum pageferry_log_level log_level;
+	/* A file that gets a record of each fault and of each run of the push, until _close or
+	 * _abandon: for 'pageferry trace report|plot|export'. Overwritten if it exists. NULL: none.
+	 * Borrowed for the call. */
+	const char *trace_file;
 };
 
 /**
@@ -258,6 +262,7 @@ struct pageferry_lazy_options {
  * Errors:  -EPERM, -EACCES, -ENOSYS (REFUSE): the kernel has no userfaultfd for this user.
  *          -ENODEV (REFUSE): memory that userfaultfd can't serve. -EFAULT (REFUSE): not mapped.
  *          -EBUSY (REFUSE): it is lazy already, or another userfaultfd has it.
+ *          Other errors (REFUSE): the trace file can't be written.
  * Source:  userfaultfd(2), ioctl_userfaultfd(2) UFFDIO_REGISTER
  */
 int pageferry_lazy_new(struct pageferry_lazy **out, const struct pageferry_region *regions,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The public face of the target's engine, for memory of this process. */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,16 +11,19 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "lib/internal.h"
+#include "trace/recorder.h"
 #include "uffd/target.h"
 
 struct pageferry_lazy {
 	struct ferry_target *target; /* owned */
+	struct ferry_recorder *recorder; /* owned; NULL when nothing is recorded */
 	struct ferry_lib_log log;
 	pthread_mutex_t connecting; /* one at a time */
 	_Atomic bool connected;	    /* _connect has returned 0 */
 };
 
-#define OPTIONS_LEAST sizeof(struct pageferry_lazy_options)
+/* What a program that was built with the first version gives. */
+#define OPTIONS_LEAST offsetof(struct pageferry_lazy_options, trace_file)
 #define STATS_LEAST   sizeof(struct pageferry_lazy_stats)
 
 static int make_target(struct pageferry_lazy *l, const struct pageferry_region *in, uint32_t n,
@@ -29,7 +33,7 @@ static int make_target(struct pageferry_lazy *l, const struct pageferry_region *
 	_cleanup_free_ struct ferry_target_region *regions = NULL;
 	struct ferry_target_config config = {.n_bulk = o->n_bulk,
 					     .max_bytes_per_second = o->max_bytes_per_second,
-					     .no_trace = true,
+					     .no_trace = !o->trace_file,
 					     .log = l->log.log.sink ? &l->log.log : NULL};
 	sigset_t saved;
 	int rc;
@@ -60,6 +64,25 @@ static int make_target(struct pageferry_lazy *l, const struct pageferry_region *
 	return rc;
 }
 
+static int start_recorder(struct pageferry_lazy *l, const char *path, struct ferry_failure *f)
+{
+	_cleanup_close_ int rings = -1;
+	sigset_t saved;
+	int file, rc;
+
+	file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0600);
+	if (file < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "trace file %s", path);
+	rings = ferry_trace_fd(ferry_target_trace(l->target));
+	rc = ferry_recorder_open(&l->recorder, file, rings, f);
+	if (rc < 0)
+		return rc;
+	ferry_lib_signals_block(&saved);
+	rc = ferry_recorder_start(l->recorder, f);
+	ferry_lib_signals_restore(&saved);
+	return rc;
+}
+
 int pageferry_lazy_new(struct pageferry_lazy **out, const struct pageferry_region *regions,
 		       uint32_t n_regions, const struct pageferry_lazy_options *options,
 		       struct pageferry_error *e)
@@ -86,6 +109,8 @@ int pageferry_lazy_new(struct pageferry_lazy **out, const struct pageferry_regio
 	pthread_mutex_init(&l->connecting, NULL);
 	ferry_lib_log_init(&l->log, o.log, o.log_ctx, o.log_level);
 	rc = make_target(l, regions, n_regions, &o, &f);
+	if (!rc && o.trace_file)
+		rc = start_recorder(l, o.trace_file, &f);
 	if (rc < 0) {
 		pageferry_lazy_abandon(l);
 		return ferry_lib_tell(e, &f, rc);
@@ -217,7 +242,11 @@ int pageferry_lazy_stats(const struct pageferry_lazy *l, struct pageferry_lazy_s
 
 static void lazy_free(struct pageferry_lazy *l)
 {
+	struct ferry_failure f = {0};
+
 	ferry_target_free(l->target);
+	if (l->recorder && ferry_recorder_close(l->recorder, NULL, NULL, &f) < 0)
+		ferry_warn(l->log.log.sink ? &l->log.log : NULL, "%s", f.text);
 	pthread_mutex_destroy(&l->connecting);
 	free(l);
 }

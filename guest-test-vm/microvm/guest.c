@@ -123,6 +123,8 @@ static void operate(struct guest *g)
 	} else {
 		uint64_t r = next_random(g);
 
+		if (c->workload == MICROVM_HOT && (r >> 2 & 63) < 58)
+			n = n > 10 ? n / 10 : 1;
 		nth = (r >> 8) % n;
 		write = c->workload == MICROVM_WRITES || !(r & 3);
 	}

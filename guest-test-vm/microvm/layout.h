@@ -38,6 +38,7 @@ enum microvm_workload {
 	MICROVM_SEQUENTIAL, /* check page after page, rewrite one in four */
 	MICROVM_RANDOM,	    /* the same at random */
 	MICROVM_WRITES,	    /* at random, rewrite each */
+	MICROVM_HOT,	    /* nine of ten in one tenth of the memory, the others anywhere */
 };
 
 enum microvm_report {

@@ -30,6 +30,7 @@ struct machine_config {
 	enum machine_backing backing;
 	enum microvm_workload workload;
 	uint64_t seed;
+	const char *trace_file; /* gets the record of the faults of a guest that comes; NULL: none */
 };
 
 /* What a stopped guest is, besides its memory. Moves between processes as it is. */

@@ -20,11 +20,13 @@ static const char usage[] =
 	"  --vcpus N           1 to 8 (1)\n"
 	"  --cpu WHAT          auto, kvm, or native: as a thread of the process (auto)\n"
 	"  --backing WHAT      anon or memfd (anon)\n"
-	"  --workload WHAT     sequential, random or writes (random)\n"
+	"  --workload WHAT     sequential, random, writes, or hot: nine of ten operations in one\n"
+	"                      tenth of the memory (random)\n"
 	"  --seed N            of the content and of the order (1)\n"
 	"  --moves N           move it N times between two processes and verify it (1)\n"
 	"  --ops N             operations of each vCPU before and during each move (20000)\n"
 	"  --listen ADDR       where the source listens (127.0.0.1:0)\n"
+	"  --trace FILE        the target's record of faults, for 'pageferry trace report'\n"
 	"  --monitor           be one process's end, driven by lines on standard input\n"
 	"  --require-cpu       with --cpu kvm: exit with 77 where KVM can't be used\n"
 	"  --help\n"
@@ -41,6 +43,7 @@ enum {
 	MOVES,
 	OPS,
 	LISTEN,
+	TRACE,
 	MONITOR,
 	REQUIRE,
 	HELP
@@ -56,6 +59,7 @@ static const struct option options[] = {
 	{"moves", required_argument, NULL, MOVES},
 	{"ops", required_argument, NULL, OPS},
 	{"listen", required_argument, NULL, LISTEN},
+	{"trace", required_argument, NULL, TRACE},
 	{"monitor", no_argument, NULL, MONITOR},
 	{"require-cpu", no_argument, NULL, REQUIRE},
 	{"help", no_argument, NULL, HELP},
@@ -94,7 +98,7 @@ static bool take_option(struct arguments *a, int option, const char *text)
 {
 	static const char *const cpus[] = {"auto", "kvm", "native"};
 	static const char *const backings[] = {"anon", "memfd"};
-	static const char *const workloads[] = {"sequential", "random", "writes"};
+	static const char *const workloads[] = {"sequential", "random", "writes", "hot"};
 	uint64_t n = 0;
 	int which = -1;
 
@@ -108,11 +112,14 @@ static bool take_option(struct arguments *a, int option, const char *text)
 		a->machine.backing = (enum machine_backing)which;
 		return which >= 0;
 	case WORKLOAD:
-		which = one_of(text, workloads, 3);
+		which = one_of(text, workloads, 4);
 		a->machine.workload = (enum microvm_workload)which;
 		return which >= 0;
 	case LISTEN:
 		a->shuttle.listen = text;
+		return true;
+	case TRACE:
+		a->machine.trace_file = text;
 		return true;
 	case MONITOR:
 		a->monitor = true;

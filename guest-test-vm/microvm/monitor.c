@@ -184,13 +184,15 @@ static int do_serve(struct monitor *m, const char *arg)
 
 static int take(struct monitor *m, const char *from)
 {
+	struct pageferry_lazy_options options = {.size = sizeof(options),
+						 .trace_file = m->config->trace_file};
 	struct pageferry_region region = region_of(m);
 	struct pageferry_error e;
 	const void *state;
 	uint32_t bytes;
 
 	region.has_fd = 0;
-	if (pageferry_lazy_new(&m->lazy, &region, 1, NULL, &e) < 0 ||
+	if (pageferry_lazy_new(&m->lazy, &region, 1, &options, &e) < 0 ||
 	    pageferry_lazy_connect(m->lazy, from, &e) < 0)
 		return error(m, e.text);
 	state = pageferry_lazy_state(m->lazy, &bytes);

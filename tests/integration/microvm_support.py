@@ -24,9 +24,9 @@ class Failed(Exception):
 class Monitor:
     """One process's end: see guest-test-vm/microvm/monitor.h for its lines."""
 
-    def __init__(self, program, *options):
+    def __init__(self, *command):
         self.child = subprocess.Popen(
-            [program, "--monitor", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [*command, "--monitor"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             bufsize=0, preexec_fn=die_with_parent)
         self.rest = b""
 
