@@ -28,6 +28,24 @@ static int init_ring(struct io_uring *ring)
 			     : rc;
 }
 
+/* What we never submit, nobody does in our place. It holds from when the ring is enabled. */
+static int restrict_ring(struct io_uring *ring)
+{
+	static const uint8_t ops[] = {IORING_OP_POLL_ADD, IORING_OP_POLL_REMOVE, IORING_OP_RECV,
+				      IORING_OP_SENDMSG, IORING_OP_READ};
+	struct io_uring_restriction r[FERRY_ARRAY_SIZE(ops)] = {0};
+
+	for (size_t i = 0; i < FERRY_ARRAY_SIZE(ops); i++) {
+		r[i].opcode = IORING_RESTRICTION_SQE_OP;
+		r[i].sqe_op = ops[i];
+	}
+	/* liburing 2.3 forgot to export its function for this too. */
+	return syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_RESTRICTIONS, r,
+		       FERRY_ARRAY_SIZE(ops)) < 0
+		       ? -errno
+		       : 0;
+}
+
 int ferry_loop_init(struct ferry_server *s, struct ferry_failure *f)
 {
 	int rc = init_ring(&s->ring);
@@ -39,7 +57,8 @@ int ferry_loop_init(struct ferry_server *s, struct ferry_failure *f)
 				  strerror(-rc));
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "io_uring_queue_init");
-	return 0;
+	rc = restrict_ring(&s->ring);
+	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "io_uring restrictions") : 0;
 }
 
 void ferry_loop_fini(struct ferry_server *s)

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "tools/confine.h"
 #include "tools/isolation.h"
 #include "tools/job.h"
 #include "tools/json.h"
@@ -248,6 +249,8 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 	if (rc < 0)
 		return rc;
 	rc = job_start(&a->job, f);
+	if (!rc)
+		rc = confine(CONFINE_ATTACHES, f);
 	if (rc < 0)
 		return rc;
 	report_stage(&a->job.report, "connect");

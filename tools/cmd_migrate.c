@@ -5,6 +5,7 @@
 
 #include "migrate/journal.h"
 #include "migrate/switchover.h"
+#include "tools/confine.h"
 #include "tools/isolation.h"
 #include "tools/job.h"
 #include "tools/json.h"
@@ -100,7 +101,8 @@ static int start(struct job *j, const struct options *o, const struct ferry_addr
 	rc = isolation_enter(needs, f);
 	if (rc < 0)
 		return rc;
-	return job_start(j, f);
+	rc = job_start(j, f);
+	return rc < 0 ? rc : confine(CONFINE_SERVES | CONFINE_READS, f);
 }
 
 static json_t *summary_json(const struct ferry_migrate_result *result)

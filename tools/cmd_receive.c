@@ -7,6 +7,7 @@
 #include "base/net.h"
 #include "migrate/journal.h"
 #include "migrate/switchover.h"
+#include "tools/confine.h"
 #include "tools/isolation.h"
 #include "tools/job.h"
 #include "tools/json.h"
@@ -142,6 +143,8 @@ static int start(struct receive *r, const struct options *o, struct ferry_failur
 	if (rc < 0)
 		return rc;
 	rc = job_start(&r->job, f);
+	if (!rc)
+		rc = confine(CONFINE_ATTACHES, f);
 	if (rc < 0)
 		return rc;
 	report_listening(&r->job.report, &r->address);

@@ -9,6 +9,7 @@
 #include "base/net.h"
 #include "pageserver/server.h"
 #include "pageserver/source.h"
+#include "tools/confine.h"
 #include "tools/isolation.h"
 #include "tools/job.h"
 #include "tools/json.h"
@@ -179,6 +180,8 @@ static int start(struct serve *s, const struct options *o, struct ferry_failure 
 	if (rc < 0)
 		return rc;
 	rc = job_start(&s->job, f);
+	if (!rc)
+		rc = confine(CONFINE_SERVES | (o->pid ? CONFINE_READS : 0), f);
 	if (rc < 0)
 		return rc;
 	report_listening(&s->job.report, &local);

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 
 from cli_support import PAGE, Holder, Run, Serve, content, main, need_root, state_of, wait_for
@@ -24,6 +25,12 @@ def memory_file(folder):
     return path
 
 
+def is_sanitized():
+    """Such builds run without a seccomp filter."""
+    libraries = subprocess.run(["ldd", Run.program], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return any(name in libraries for name in ("libasan", "libtsan", "libubsan"))
+
+
 def check_threads(pid, allowed, bound=None):
     """Every thread has just these capabilities, and no way to others. @bound: of a root's exec."""
     for task in os.listdir(f"/proc/{pid}/task"):
@@ -34,6 +41,7 @@ def check_threads(pid, allowed, bound=None):
         assert bound is None or int(field["CapBnd"], 16) == bound, field["CapBnd"]
         assert int(field["CapInh"], 16) == 0 and int(field["CapAmb"], 16) == 0
         assert field["NoNewPrivs"].strip() == "1"
+        assert is_sanitized() or field["Seccomp"].strip() == "2", (field["Name"], field["Seccomp"])
 
 
 def n_threads(pid):

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The last step before a command listens to anybody: from here on the kernel kills it at any system
+ * call that its task has no use for (seccomp). Whoever gets to run code of his own in it can't
+ * start a program, trace others where the command doesn't, or make memory executable that he has
+ * written.
+ *
+ * Why to kill, where an error would keep the process: a call that is not on the list is one that we
+ * never make, so it is somebody else who makes it. A killed command loses no guest: threads wait,
+ * and
+ * --supervise starts it again. Calls newer than the list, which a later libc may try, fail with
+ * ENOSYS, so that it takes the older one.
+ */
+#ifndef FERRY_TOOLS_CONFINE_H
+#define FERRY_TOOLS_CONFINE_H
+
+#include "base/error.h"
+
+enum confine_need {
+	CONFINE_NOTHING = 0,
+	CONFINE_SERVES = 1 << 0, /* io_uring, also to set one up */
+	CONFINE_READS = 1 << 1,	 /* memory of another process, without stopping it */
+	CONFINE_ATTACHES =
+		1 << 2, /* ptrace, descriptors and memory of another process; CONFINE_READS */
+};
+
+/**
+ * confine() - for all threads that there are, and those to come
+ * Takes no_new_privs, see isolation_enter(). No way back. Does nothing in builds with sanitizers,
+ * whose runtimes make calls of their own. Errors: -ENOSYS (the kernel has no seccomp filters),
+ * -ENOMEM (REFUSE), in @f. Source: seccomp(2), seccomp_rule_add(3)
+ */
+int confine(unsigned int needs, struct ferry_failure *f);
+
+#endif
