@@ -406,5 +406,9 @@ class Guest(Group):
             ("downtime", "guest's downtime", "ms", "downtime_ms", None),
             ("cpu", "CPU seconds for each GiB", "s/GiB", "cpu_s_per_gib", ("<=", 0.5)),
         ]
-        return [Row(name, f"{what}, against QEMU's better mode", unit, get("pageferry", key), better(key), goal,
-                    vm.MODES) for name, what, unit, key, goal in rows]
+        own, peers = "pageferry", ("pageferry", *vm.PEERS)
+        result = [Row(name, f"{what}, against QEMU's better mode", unit, get(own, key), better(key), goal, peers)
+                  for name, what, unit, key, goal in rows]
+        return result + [Row(f"{name}-floor", f"{what}, against a move of device state alone", unit, get(own, key),
+                             get("floor", key), None, (own, "floor"))
+                         for name, what, unit, key, _ in rows if name in ("lost", "stall", "full-speed", "downtime")]
