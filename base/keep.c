@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -202,6 +203,25 @@ int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid
 	if (n != (ssize_t)bytes)
 		return n < 0 ? -errno : -EIO;
 	return fdatasync(k->fd) < 0 ? -errno : 0;
+}
+
+int ferry_keep_map(const struct ferry_keep *k, size_t record_bytes, size_t bytes, bool fresh,
+		   void **out)
+{
+	size_t page = (size_t)getpagesize(), at = (record_bytes + page - 1) / page * page;
+	void *map;
+
+	if ((fresh && ftruncate(k->fd, (off_t)record_bytes) < 0) ||
+	    ftruncate(k->fd, (off_t)(at + bytes)) < 0)
+		return -errno;
+	/* What is not there can't be had later without a signal. */
+	if (posix_fallocate(k->fd, (off_t)at, (off_t)bytes))
+		return -ENOSPC;
+	map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, (off_t)at);
+	if (map == MAP_FAILED)
+		return -errno;
+	*out = map;
+	return 0;
 }
 
 void ferry_keep_close(struct ferry_keep *k, bool remove)

@@ -64,6 +64,14 @@ enum ferry_keep_state ferry_keep_peek(const char *dir, const char *name, void *r
  */
 int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid_t pid);
 
+/**
+ * ferry_keep_map() - memory that outlives us, behind the record of @record_bytes
+ * @fresh: all zero at first; otherwise as the one before us has left it, zero where it had none
+ * Errors: negative errno. @out is to be unmapped, @bytes of it, before the file is removed or not.
+ */
+int ferry_keep_map(const struct ferry_keep *k, size_t record_bytes, size_t bytes, bool fresh,
+		   void **out);
+
 /* Let it go, and remove it when it is of no more use. Twice is fine. */
 void ferry_keep_close(struct ferry_keep *k, bool remove);
 

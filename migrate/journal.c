@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "uffd/pager.h"
+
 #define NAME_MAX_BYTES 64
 
 static int file_name(enum ferry_side side, const char *qmp_path, char name[NAME_MAX_BYTES])
@@ -82,6 +84,16 @@ int ferry_journal_update(struct ferry_journal *j, struct ferry_journal_entry *e,
 	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "keeping a record in %s",
 					 j->file.path)
 		      : 0;
+}
+
+int ferry_journal_map(const struct ferry_journal *j, const struct ferry_qemu *q, bool fresh,
+		      void **out, size_t *bytes)
+{
+	struct ferry_layout layout;
+
+	ferry_qemu_layout(q, &layout);
+	*bytes = ferry_pager_kept_bytes(&layout);
+	return ferry_keep_map(&j->file, sizeof(struct ferry_journal_entry), *bytes, fresh, out);
 }
 
 void ferry_journal_close(struct ferry_journal *j, bool remove)

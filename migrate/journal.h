@@ -80,6 +80,13 @@ int ferry_journal_begin(struct ferry_journal *j, const struct ferry_qemu *q,
 int ferry_journal_update(struct ferry_journal *j, struct ferry_journal_entry *e,
 			 struct ferry_failure *f);
 
+/**
+ * ferry_journal_map() - what the target knows of each page, kept with the record
+ * See ferry_attach_record_map().
+ */
+int ferry_journal_map(const struct ferry_journal *j, const struct ferry_qemu *q, bool fresh,
+		      void **out, size_t *bytes);
+
 /* Let it go, and remove it when it is of no more use. Twice is fine. */
 void ferry_journal_close(struct ferry_journal *j, bool remove);
 

@@ -263,6 +263,8 @@ static enum ferry_switch_event await(struct ferry_switch_source *s)
 			event = check_deadline(s);
 		if (event)
 			return event;
+		if (s->config->steering && s->server)
+			ferry_server_pause(s->server, atomic_load(&s->config->steering->paused));
 		report_progress(s, &reported_ns);
 		event = wait_for_any(s, &ready);
 		if (event)

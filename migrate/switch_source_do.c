@@ -192,6 +192,8 @@ static enum ferry_switch_event look_back(struct ferry_switch_source *s)
 	}
 	ferry_info(s->config->log, "going on with the switchover of a process that was killed");
 	s->took_over = true;
+	if (s->config->steering)
+		atomic_store(&s->config->steering->fate, FERRY_FATE_COMMITTED);
 	return FERRY_EV_ORPHAN_COMMITTED;
 }
 
@@ -411,8 +413,16 @@ void ferry_source_stop_serving(struct ferry_switch_source *s)
 /* Before the core takes the step that there is no way back from: what is kept decides, not we. */
 enum ferry_switch_event ferry_source_record_commit(struct ferry_switch_source *s)
 {
+	struct ferry_steering *steering = s->config->steering;
+	int fate = FERRY_FATE_OPEN;
+
 	if (s->core.machine.state != FERRY_SRC_LOADING)
 		return FERRY_EV_LOADED; /* out of place, as the core will say */
+	if (steering &&
+	    !atomic_compare_exchange_strong(&steering->fate, &fate, FERRY_FATE_COMMITTED)) {
+		ferry_fail(&s->why, FERRY_REFUSE, -ECANCELED, "cancelled by the user");
+		return FERRY_EV_USER_STOP;
+	}
 	s->entry.phase = FERRY_JOURNAL_COMMITTED;
 	return ferry_journal_update(&s->journal, &s->entry, &s->why) < 0 ? FERRY_EV_FAILED
 									 : FERRY_EV_LOADED;

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -387,6 +388,8 @@ static void fini(struct ferry_switch_target *s)
 	if (s->target)
 		ferry_target_side_show_trace(s, NULL);
 	ferry_target_free(s->target);
+	if (s->kept)
+		munmap(s->kept, s->kept_bytes);
 	ferry_uffd_close(&s->uffd);
 	ferry_acceptor_stop(s->acceptor);
 	ferry_channel_close(&s->link);

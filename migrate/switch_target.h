@@ -31,6 +31,8 @@ struct ferry_switch_target {
 	struct ferry_uffd uffd;		  /* owned: left in QEMU by one before us; else none */
 
 	struct ferry_target *target; /* owned */
+	void *kept;		     /* owned: with the journal, what it knows; NULL for none */
+	size_t kept_bytes;
 	bool link_lost_said;	     /* of the page connections, in the log */
 
 	int load_fd;	  /* owned: the device state goes in here; -1 when closed */

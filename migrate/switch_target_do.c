@@ -272,6 +272,11 @@ static int make_target(struct ferry_switch_target *s, bool adopt)
 	}
 	s->result->attach_ns = ferry_now_ns() - begin;
 	s->uffd = FERRY_UFFD_NONE; /* it is the target's */
+	if (ferry_journal_map(&s->journal, &s->qemu, !adopt, &s->kept, &s->kept_bytes) < 0)
+		ferry_warn(s->config->log,
+			   "no room to keep what is known of each page: should this process be killed, "
+			   "pages that were discarded may come back");
+	config.kept = s->kept;
 	rc = ferry_target_new(&s->target, &config, &s->why);
 	if (!rc)
 		ferry_target_side_show_trace(s, ferry_target_trace(s->target));

@@ -19,6 +19,7 @@
 #ifndef FERRY_MIGRATE_SWITCHOVER_H
 #define FERRY_MIGRATE_SWITCHOVER_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 #include "base/addr.h"
@@ -102,10 +103,23 @@ struct ferry_receive_result {
 enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
 				     struct ferry_receive_result *result, struct ferry_failure *f);
 
+/* How others steer a migration that runs. Any thread. */
+struct ferry_steering {
+	_Atomic bool paused; /* the push waits; what the guest touches is sent all the same */
+	_Atomic int fate;    /* enum ferry_fate: moves from OPEN once */
+};
+
+enum ferry_fate {
+	FERRY_FATE_OPEN,
+	FERRY_FATE_CANCELLED, /* it will not commit; who sets this makes ->stop_fd readable */
+	FERRY_FATE_COMMITTED, /* the guest is given away */
+};
+
 struct ferry_migrate_config {
 	const char *qmp_path;
 	enum ferry_recovery recovery;
 	struct ferry_addr to;
+	struct ferry_steering *steering; /* borrowed; may be NULL */
 	int stop_fd;	       /* readable: cancel (before Commit), or leave (after); -1 for none */
 	uint32_t n_bulk;       /* bulk connections; 0: a default of 1 */
 	struct ferry_tls *tls; /* as above */

@@ -32,6 +32,7 @@
 /* A limited push goes out in about this many sendmsg a second, to leave the link free between. */
 #define PACED_SENDS 200
 #define MIN_PACED   (16u * FERRY_KIB)
+#define PAUSE_LOOK_MS 50 /* how often a push that is paused looks whether it still is */
 
 struct lane {
 	int fd; /* the connection's, as the next */
@@ -77,6 +78,10 @@ static uint32_t paced_bytes(uint64_t rate)
 /* Waits until the bucket allows for more. Errors: -ECANCELED. */
 static int pace(struct ferry_push *p)
 {
+	while (atomic_load_explicit(&p->server->paused, memory_order_relaxed)) {
+		if (ferry_net_wait(p->stop_fd, POLLIN, PAUSE_LOOK_MS, -1) != -ETIMEDOUT)
+			return -ECANCELED;
+	}
 	for (;;) {
 		uint64_t rate = atomic_load_explicit(&p->rate, memory_order_relaxed);
 		uint64_t now = ferry_now_ns(), elapsed = now - p->tokens_ns;

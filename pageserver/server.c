@@ -292,6 +292,11 @@ void ferry_server_stats(const struct ferry_server *server, struct ferry_server_s
 	pthread_mutex_unlock(&s->lock);
 }
 
+void ferry_server_pause(struct ferry_server *s, bool paused)
+{
+	atomic_store_explicit(&s->paused, paused, memory_order_relaxed);
+}
+
 uint64_t ferry_server_withheld(const struct ferry_server *s)
 {
 	return s->config.no_checksum ? FERRY_FEATURE_CHECKSUM : 0;

@@ -93,6 +93,9 @@ int ferry_server_serve(struct ferry_server *s, struct ferry_failure *f);
 /* Before _start: let requests wait until ferry_server_serve(). */
 void ferry_server_hold(struct ferry_server *s);
 
+/* Let all pushes wait, or go on; requests are answered all the same. Any thread. */
+void ferry_server_pause(struct ferry_server *s, bool paused);
+
 /* Any thread. */
 void ferry_server_stats(const struct ferry_server *s, struct ferry_server_stats *out);
 

@@ -304,6 +304,7 @@ struct ferry_server {
 
 	struct ferry_counters n;
 	atomic_bool lost_said;
+	atomic_bool paused; /* pushes wait */
 
 	pthread_mutex_t lock;	   /* what follows, and the list of peers while stats look at it */
 	struct ferry_peer *latest; /* borrowed; progress is told of this one */

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "tools/confine.h"
@@ -79,6 +80,8 @@ struct attach {
 	struct job job;
 	struct ferry_keep record_file;
 	struct ferry_attach_record record;
+	void *kept; /* owned: with the record; NULL for none */
+	size_t kept_bytes;
 	bool recovers; /* an earlier attach */
 	struct ferry_target *target; /* owned */
 	uint64_t ram_bytes;
@@ -204,6 +207,13 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 	if (rc < 0)
 		return rc;
 	config.adopt = a->recovers;
+	if (a->record_file.fd >= 0 &&
+	    ferry_attach_record_map(&a->record_file, &a->record, !a->recovers, &a->kept,
+				    &a->kept_bytes) < 0)
+		ferry_warn(&a->job.report.log,
+			   "no room to keep what is known of each page: should this process be killed, "
+			   "pages that were discarded may come back");
+	config.kept = a->kept;
 	rc = ferry_target_new(&a->target, &config, f);
 	if (rc == -EBUSY && !a->recovers)
 		ferry_fail(
@@ -367,6 +377,8 @@ static int run(const struct options *o)
 		status = follow(&a, o);
 	job_untrace(&a.job);
 	ferry_target_free(a.target);
+	if (a.kept)
+		munmap(a.kept, a.kept_bytes);
 	ferry_keep_close(&a.record_file, status != EXIT_WAITS);
 	job_close(&a.job);
 	return status;

@@ -9,6 +9,7 @@
 #include "tools/isolation.h"
 #include "tools/job.h"
 #include "tools/json.h"
+#include "tools/steer.h"
 #include "tools/secure.h"
 
 static const struct option_def migrate_options[] = {
@@ -16,7 +17,6 @@ static const struct option_def migrate_options[] = {
 	 .arg = "SOCK",
 	 .help = "QMP socket of the QEMU that runs the guest",
 	 .kind = OPTION_TEXT,
-	 .required = true,
 	 OPTION_AT(qmp)},
 	{.name = "to",
 	 .arg = "ADDR",
@@ -33,6 +33,19 @@ static const struct option_def migrate_options[] = {
 	 .help = "go on where an earlier migrate of this guest ended after it had given it away",
 	 .kind = OPTION_FLAG,
 	 OPTION_AT(resume)},
+	{.name = "pause",
+	 .help = "let the push of a running migrate wait (find it by --control, or as the only one); "
+		 "what the guest touches is sent all the same",
+	 .kind = OPTION_FLAG,
+	 OPTION_AT(pause)},
+	{.name = "continue",
+	 .help = "let the push of a running migrate go on",
+	 .kind = OPTION_FLAG,
+	 OPTION_AT(go_on)},
+	{.name = "cancel",
+	 .help = "end a running migrate with the guest here; refused once it was given away",
+	 .kind = OPTION_FLAG,
+	 OPTION_AT(cancel)},
 	OPTION_SUPERVISE,
 	OPTIONS_SECURE_DIAL,
 	OPTION_CHECKSUM,
@@ -43,6 +56,15 @@ static const struct option_def migrate_options[] = {
 
 static int check(const struct options *o, struct ferry_failure *f)
 {
+	if (o->pause + o->go_on + o->cancel > 1)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--pause, --continue and --cancel exclude each other; give one");
+	if (steer_is_wanted(o))
+		return 0;
+	if (!o->qmp)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--qmp is missing; add --qmp SOCK (QMP socket of the QEMU that runs "
+				  "the guest)");
 	if (o->resume)
 		return secure_check(o, o->to.given ? &o->to.addr : NULL, f);
 	if (!o->to.given)
@@ -120,7 +142,8 @@ static json_t *summary_json(const struct ferry_migrate_result *result)
 	return o;
 }
 
-static int migrate(struct job *j, const struct options *o, const struct ferry_addr *to)
+static int migrate(struct job *j, const struct options *o, const struct ferry_addr *to,
+		   struct ferry_steering *steering)
 {
 	struct ferry_migrate_config config = {
 		.qmp_path = o->qmp,
@@ -128,6 +151,7 @@ static int migrate(struct job *j, const struct options *o, const struct ferry_ad
 			    : o->recover_any ? FERRY_RECOVER_ANY
 					     : FERRY_RECOVER_NOT,
 		.to = *to,
+		.steering = steering,
 		.stop_fd = j->stop_fd,
 		.n_bulk = o->n_bulk,
 		.tls = j->tls,
@@ -149,22 +173,27 @@ static int migrate(struct job *j, const struct options *o, const struct ferry_ad
 
 static int run(const struct options *o)
 {
-	struct ferry_addr to = find_address(o);
+	struct ferry_addr to;
+	struct ferry_steering steering = {0};
 	struct ferry_failure f = {0};
-	struct job j;
+	struct job j = {.more_requests = steer_requests, .more_ctx = &steering};
 	int status;
 
+	if (steer_is_wanted(o))
+		return steer(o);
+	to = find_address(o);
 	if (start(&j, o, &to, &f) < 0)
 		status = report_failed(&j.report, &f, EXIT_FAILED, NULL, NULL);
 	else
-		status = migrate(&j, o, &to);
+		status = migrate(&j, o, &to, &steering);
 	job_close(&j);
 	return status;
 }
 
 const struct command cmd_migrate = {
 	.name = "migrate",
-	.synopsis = "--qmp SOCK (--to ADDR --postcopy | --resume) [OPTION...]",
+	.synopsis = "--qmp SOCK (--to ADDR --postcopy | --resume) [OPTION...]\n"
+		    "       pageferry migrate --pause | --continue | --cancel [--control SOCK]",
 	.summary =
 		"Be the source of a VM's switchover: hand the guest over, then serve its memory.",
 	.notes =

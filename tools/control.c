@@ -164,9 +164,11 @@ static json_t *answer(struct control *c, const char *line, size_t len, int *fd)
 
 	for (const struct control_request *r = c->config.requests; get && r->get; r++) {
 		if (!strcmp(r->get, get)) {
-			result = r->answer(c->config.ctx, request);
+			void *ctx = r->ctx ?: c->config.ctx;
+
+			result = r->answer(ctx, request);
 			if (r->descriptor)
-				*fd = r->descriptor(c->config.ctx);
+				*fd = r->descriptor(ctx);
 			break;
 		}
 	}

@@ -20,6 +20,7 @@ struct control_request {
 	json_t *(*answer)(void *ctx, const json_t *request);
 	/* A descriptor that goes with the answer; borrowed, -1 for none. May be NULL. */
 	int (*descriptor)(void *ctx);
+	void *ctx; /* of both; NULL: that of the config */
 };
 
 struct control_config {

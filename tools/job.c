@@ -58,18 +58,33 @@ static int open_record(struct job *j, const char *path, struct ferry_failure *f)
 	return j->record_fd < 0 ? ferry_fail_errno(f, FERRY_REFUSE, -errno, "--trace %s", path) : 0;
 }
 
+/* What every command answers, and what this one does besides. */
+static void put_requests(struct job *j)
+{
+	struct control_request *to = j->requests;
+
+	for (const struct control_request *r = control_requests; r->get; r++)
+		*to++ = *r;
+	for (const struct control_request *r = j->more_requests; r && r->get; r++) {
+		*to = *r;
+		to++->ctx = j->more_ctx;
+	}
+	*to = (struct control_request){0};
+}
+
 int job_open(struct job *j, const char *command, const struct options *o, struct ferry_failure *f)
 {
 	struct control_config config = {
 		.path = o->control,
 		.command = command,
-		.requests = control_requests,
+		.requests = j->requests,
 		.ctx = j,
 		.log = &j->report.log,
 	};
 
 	int rc;
 
+	put_requests(j);
 	j->control = NULL;
 	j->metrics = NULL;
 	j->recorder = NULL;

@@ -10,7 +10,13 @@
 #include "tools/metrics.h"
 #include "tools/report.h"
 
+#define JOB_REQUESTS_MAX 8
+
 struct job {
+	/* Set by the command before job_open(), or NULL: what else it answers; with its context. */
+	const struct control_request *more_requests;
+	void *more_ctx;
+	struct control_request requests[JOB_REQUESTS_MAX];
 	struct report report;
 	struct control *control; /* owned; NULL when it couldn't be had */
 	struct metrics *metrics; /* owned; NULL without --metrics */

@@ -139,6 +139,21 @@ void json_print_restarted(const char *command, int sig)
 	print_line(o);
 }
 
+void json_print_asked(const char *command, const char *what, const char *error, int status)
+{
+	json_t *o = json_object();
+
+	json_put(o, "event", json_text(error ? "failed" : "completed"));
+	json_put(o, "command", json_text(command));
+	json_put(o, "asked", json_text(what));
+	if (error) {
+		json_put(o, "error", json_text(error));
+		json_put(o, "consequence", json_text(ferry_consequence_name(FERRY_REFUSE)));
+	}
+	json_put(o, "exit", json_integer(status));
+	print_line(o);
+}
+
 void json_print_usage_error(const char *command, const char *text, int status)
 {
 	json_t *o = json_object();

@@ -36,6 +36,9 @@ json_t *json_server(const struct ferry_server_stats *s);
 /* A line of a supervised command's parent: it starts the command again. */
 void json_print_restarted(const char *command, int sig);
 
+/* The last line of a command that asked another one for something. @error: NULL when it was done. */
+void json_print_asked(const char *command, const char *what, const char *error, int status);
+
 /* The last line of a command that never began. */
 void json_print_usage_error(const char *command, const char *text, int status);
 

@@ -32,6 +32,7 @@ struct option_addr {
 struct options {
 	bool help, version, json, verbose;
 	bool once, postcopy, recover, resume, supervise;
+	bool pause, go_on, cancel;
 	bool recover_any; /* no option: recover if there is something, as supervised commands do */
 	bool csv, no_trace, plain, plaintext;
 	pid_t pid;

@@ -3,6 +3,8 @@
 
 #include <stdio.h>
 
+#include "uffd/pager.h"
+
 int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
 			     struct ferry_attach_record *out, struct ferry_failure *f)
 {
@@ -17,4 +19,15 @@ int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
 	    out->n_regions > FERRY_MAX_REGIONS)
 		*out = (struct ferry_attach_record){0};
 	return 0;
+}
+
+int ferry_attach_record_map(const struct ferry_keep *k, const struct ferry_attach_record *r,
+			    bool fresh, void **out, size_t *bytes)
+{
+	struct ferry_layout layout = {.n_regions = r->n_regions};
+
+	for (uint32_t i = 0; i < r->n_regions; i++)
+		layout.regions[i] = r->regions[i].desc;
+	*bytes = ferry_pager_kept_bytes(&layout);
+	return ferry_keep_map(k, sizeof(*r), *bytes, fresh, out);
 }

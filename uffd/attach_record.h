@@ -28,4 +28,13 @@ struct ferry_attach_record {
 int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
 			     struct ferry_attach_record *out, struct ferry_failure *f);
 
+/**
+ * ferry_attach_record_map() - what a target knows of each page, kept with the record
+ * For ->kept of its config: a page that the process has discarded does not come back with the
+ * source's content after we were killed. @fresh: nothing is known yet
+ * Errors: negative errno. *@out is to be unmapped, *@bytes of it.
+ */
+int ferry_attach_record_map(const struct ferry_keep *k, const struct ferry_attach_record *r,
+			    bool fresh, void **out, size_t *bytes);
+
 #endif

@@ -341,9 +341,16 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 		ferry_pager_keep(&t->pager, config->kept);
 	if (!rc)
 		rc = register_all(t, f);
-	/* After registering: from then on only we make pages present. */
-	if (!rc && !config->kept)
+	/*
+	 * After registering: from then on only we make pages present. What is kept does without, in a
+	 * process that we may not look into: a present page shows itself when it is to be placed.
+	 */
+	if (!rc && config->kept) {
+		(void)find_all_present(t, NULL);
+		atomic_store(&t->counters.pages_present, atomic_load(&t->pager.pages_known));
+	} else if (!rc) {
 		rc = find_all_present(t, f);
+	}
 	if (rc < 0) {
 		/* What was registered before us holds a guest's threads and stays so. */
 		if (!config->adopt)

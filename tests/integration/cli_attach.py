@@ -226,6 +226,26 @@ def recovery_needs_only_the_process(folder):
             assert "nothing to recover" in a.end(1)["error"]
 
 
+def what_was_discarded_does_not_come_back(folder):
+    """The process gives pages up, some that had come and some that had not; then attach is killed."""
+    data = os.urandom(N_PAGES * PAGE)
+    path = write_file(folder, data)
+    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+        with Attach(h, s.address, "--max-rate", FEW) as a:
+            a.event("progress")
+            assert h.ask("byte", 1400 * PAGE + 5) == str(data[1400 * PAGE + 5])
+            for page in (1400, 1300):
+                h.ask("discard", page * PAGE, 2 * PAGE)
+            assert h.ask("byte", 1401 * PAGE) == "0"
+            a.child.kill()
+            a.rest()
+        with Run("attach", "--json", "--pid", h.pid, "--recover") as a:
+            a.end(0)
+        for page in (1300, 1400):
+            data = data[:page * PAGE] + bytes(2 * PAGE) + data[(page + 2) * PAGE:]
+        assert h.ask("hash") == sha(data), "what was discarded has come back"
+
+
 def child_of(pid):
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
         children = f.read().split()
@@ -373,6 +393,7 @@ if __name__ == "__main__":
                 attach_is_stopped_and_recovered,
                 what_an_earlier_attach_left_is_not_attached_to_again,
                 recovery_needs_only_the_process,
+                what_was_discarded_does_not_come_back,
                 a_supervised_attach_goes_on_by_itself,
                 a_killed_server_is_waited_for,
                 the_end_of_the_process_is_told,

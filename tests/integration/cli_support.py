@@ -147,6 +147,9 @@ for line in sys.stdin:
     elif what == "write":
         m[args[0]] = args[1]
         print("ok", flush=True)
+    elif what == "discard":
+        m.madvise(mmap.MADV_DONTNEED, args[0], args[1])
+        print("ok", flush=True)
 """
 
 

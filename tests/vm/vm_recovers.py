@@ -130,6 +130,32 @@ def a_second_migration_is_refused(lab):
     move.arrived(resumes=0)
 
 
+def cancelling_after_the_commit_is_refused(lab):
+    move = Move(lab)
+    gate = move.until_pushing()
+    assert "given away" in lab.steer(move.migrate, "--cancel", status=1)["error"]
+    gate.open()
+    move.arrived(resumes=0)
+
+
+def a_paused_push_waits_and_the_guest_works(lab):
+    move = Move(lab, receive=("--max-rate", "16M"))
+    gate = move.until_pushing()
+    lab.steer(move.migrate, "--pause")
+    gate.open()
+    while True:  # what was on its way
+        gate = move.link.hold("PageRun", "bulk")
+        if not gate.is_reached.wait(1.0):
+            break
+        gate.open()
+    move.target.works()
+    assert not gate.is_reached.is_set(), "pages were pushed although that was paused"
+    lab.steer(move.migrate, "--continue")
+    gate.wait(LIMIT_S)
+    gate.open()
+    move.arrived(resumes=0)
+
+
 def kill_child(command):
     """The one that does the work; the one before may have been killed just now."""
     found = []
@@ -168,7 +194,8 @@ CASES = {f.__name__: f for f in (
     receive_is_recovered, receive_is_recovered_again_and_again, migrate_is_resumed, both_are_killed_and_recovered,
     migrate_killed_between_commit_and_its_answer, receive_killed_before_commit_is_read,
     migrate_killed_before_the_commit_runs_the_guest_on, nothing_to_go_on_with_is_refused,
-    a_second_migration_is_refused, supervised_commands_go_on_by_themselves)}
+    a_second_migration_is_refused, cancelling_after_the_commit_is_refused,
+    a_paused_push_waits_and_the_guest_works, supervised_commands_go_on_by_themselves)}
 
 
 if __name__ == "__main__":

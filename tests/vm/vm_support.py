@@ -326,9 +326,17 @@ class Lab:
 
     def run(self, name, *args):
         self.n += 1
-        command = Command(name, *args, "--control", os.path.join(self.folder, f"{self.n}.control"))
+        control = os.path.join(self.folder, f"{self.n}.control")
+        command = Command(name, *args, "--control", control)
+        command.control = control
         self.others.append(command)
         return command
+
+    def steer(self, migrate, what, status=0):
+        """migrate --pause, --continue or --cancel. Returns what that says in the end."""
+        command = Command("migrate", what, "--control", migrate.control)
+        self.others.append(command)
+        return command.end(status)
 
     def receive(self, target, *args):
         return self.recover(target, "--listen", "127.0.0.1:0", *args)

@@ -78,6 +78,15 @@ def migrate_interrupted(a):
     a.receive_ends(1)
 
 
+def migrate_cancelled(a):
+    a.lab.steer(a.migrate, "--cancel")
+    a.gate.open()
+    a.undone("by the user")
+    if a.point == "Hello":
+        a.receive.signal(signal.SIGINT)
+    a.receive_ends(1)
+
+
 def link_cut(a):
     """It can be opened again at once, for the target's sake: it may wait for the source's word."""
     a.link.cut()
@@ -122,7 +131,7 @@ def second_attempt(fault):
     return run
 
 
-FAULTS = (receive_killed, receive_interrupted, migrate_interrupted, link_cut, link_gone, target_qemu_killed)
+FAULTS = (receive_killed, receive_interrupted, migrate_interrupted, migrate_cancelled, link_cut, link_gone, target_qemu_killed)
 CASES = {}
 for f in FAULTS:
     CASES.update({f"{f.__name__}_at_{p}": case(f, p) for p in POINTS if p != "Loaded"})
