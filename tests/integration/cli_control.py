@@ -89,7 +89,7 @@ def one_command_is_asked_by_its_socket(folder):
     assert not os.path.exists(path)
     code, (last,), err = status_json("--control", path)
     assert code == 1 and last["event"] == "failed" and "cannot connect" in err, err
-    code, _, err = run("serve", "--file", memory_file(folder), "--listen", ":0", "--control", folder + "/x" * 60)
+    code, _, err = run("serve", "--file", memory_file(folder), "--listen", "127.0.0.1:0", "--control", folder + "/x" * 60)
     assert code == 1 and "longer than a socket's may be" in err, err
 
 
