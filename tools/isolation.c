@@ -14,7 +14,8 @@
 #include "base/cleanup.h"
 #include "base/util.h"
 
-#define NICE_LIMIT 40 /* any priority: the limit is 20 - nice */
+#define NICE_LIMIT 40	  /* any priority: the limit is 20 - nice */
+#define FDS_LIMIT  65536u /* of the largest number of sessions, with TLS */
 
 static const struct {
 	unsigned int need;
@@ -90,8 +91,23 @@ static void raise_limit(__rlimit_resource_t resource, rlim_t wanted)
 	setrlimit(resource, &limit);
 }
 
+/* Enough for as many peers as we let in, and no more: what is over is refused by our own limits. */
+static void limit_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return;
+	limit.rlim_cur = limit.rlim_max = FERRY_MIN(limit.rlim_max, (rlim_t)FDS_LIMIT);
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int isolation_enter(unsigned int needs, struct ferry_failure *f)
 {
+	static const struct rlimit none = {0, 0};
+
+	setrlimit(RLIMIT_CORE, &none);
+	limit_descriptors();
 	raise_limit(RLIMIT_MEMLOCK, RLIM_INFINITY);
 	raise_limit(RLIMIT_NICE, NICE_LIMIT);
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)

@@ -31,7 +31,7 @@ enum isolation_need {
  * isolation_enter() - the first step, for every command that moves memory
  * Keeps the capabilities of @needs and gives up the others for good, also by exec. Raises the
  * limits of locked memory and of priority where it may, since the capabilities to exceed them are
- * gone afterwards. Core dumps are turned off: they would hold a guest's memory, and other processes
+ * gone afterwards, and takes the descriptors that the most sessions need. Core dumps are turned off: they would hold a guest's memory, and other processes
  * of the same user lose their access to it through us. A guest's own process is not touched by
  * this, and we remain able to attach to others, since that looks at their state and not at ours.
  * Errors: negative errno (REFUSE) in @f.

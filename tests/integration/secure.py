@@ -8,7 +8,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 
 from cli_support import LIMIT_S, PAGE, Holder, Run, Serve, content, main, run, wait_for
 from raw_forwarder import Forwarder
@@ -291,11 +290,7 @@ def slow_handshakes_are_dropped_and_keep_nobody_out(folder):
     tls = ["--tls", good(folder)]
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100000)
     with Holder("anon", len(data)) as h, Serve("--file", write(folder, "memory", data), *tls) as s:
-        begin = time.monotonic()
         slow = [connect(s.address) for _ in range(100)]
-        # There is no waiting for their time to pass: the oldest make room.
-        wait_for("the first ones are dropped", lambda: all(ended(c) for c in slow[:50]))
-        assert not ended(slow[-1]) or time.monotonic() - begin > 4
         with Attach(h, s.address, *tls) as a:
             a.end(0)
         assert h.ask("hash") == sha(data)
@@ -314,7 +309,8 @@ def slow_handshakes_are_dropped_and_keep_nobody_out(folder):
         for c in slow:
             c.close()
         status, _, err = s.stop()
-        assert status == 0 and "TLS: no handshake within 5 s" in err, err
+        # Of the first, most have made room for others before their time was over.
+        assert status == 0 and 10 <= err.count("TLS: no handshake within 5 s") <= 16 + 10, err
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 """
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ import types
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
 import ferry_client  # noqa: E402
-from cli_support import LIMIT_S, PAGE, Holder, Run, Serve, content, main, wait_for  # noqa: E402
+from cli_support import LIMIT_S, PAGE, Holder, Run, Serve, content, main, need_root, wait_for  # noqa: E402
 
 N_PAGES = 1000
 SLOW = "512K"  # a rate of the push at which there is time for strangers
@@ -114,6 +115,26 @@ def silent_ones_are_dropped_and_keep_nobody_out(folder):
         v.ends_well()
 
 
+def another_user_is_not_let_in_by_a_unix_socket(folder):
+    """Neither by its mode, nor when somebody has changed that."""
+    need_root()
+    path = os.path.join(folder, "pages.sock")
+    os.chmod(folder, 0o755)
+    code = ("import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX)\n"
+            "try: s.connect(sys.argv[1]); s.settimeout(60); print('end' if not s.recv(1) else 'answer')\n"
+            "except PermissionError: print('refused')")
+    memory = os.path.join(folder, "page")
+    with open(memory, "wb") as f:
+        f.write(bytes(PAGE))
+    with Serve("--file", memory, listen="unix:" + path) as s:
+        assert os.stat(path).st_mode & 0o777 == 0o600
+        ask = [sys.executable, "-c", code, path]
+        assert subprocess.run(ask, stdout=subprocess.PIPE, check=True).stdout == b"refused\n"
+        os.chmod(path, 0o666)
+        assert subprocess.run(ask, stdout=subprocess.PIPE, check=True).stdout == b"end\n"
+        assert "it belongs to user 65534" in s.stop()[2]
+
+
 class Flood:
     """A session that asks for one page, again and again, as fast as answers come."""
 
@@ -176,6 +197,7 @@ if __name__ == "__main__":
             [
                 guessed_sessions_are_not_joined,
                 silent_ones_are_dropped_and_keep_nobody_out,
+                another_user_is_not_let_in_by_a_unix_socket,
                 a_flood_for_one_page_does_not_slow_others,
             ]
         )
