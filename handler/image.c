@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/net.h"
+#include "handler/cache.h"
 #include "pageserver/server.h"
 
 #define MAX_VIEWS 16u
@@ -30,7 +31,10 @@ struct ferry_image_view {
 
 struct ferry_image {
 	struct ferry_image_config config;
+	struct ferry_cache *cache; /* owned; NULL for a file */
+	int fd;			   /* borrowed: the file, or the cache's */
 	uint64_t bytes;
+	pthread_mutex_t bell_lock; /* of views' servers coming and going, for who rings */
 	pthread_mutex_t lock;			   /* of what follows */
 	struct ferry_image_view *views[MAX_VIEWS]; /* owned */
 };
@@ -79,10 +83,16 @@ static int listen_in_private(struct ferry_image_view *v, struct ferry_failure *f
 	return fd;
 }
 
+static bool cache_has(void *cache, uint64_t offset, uint64_t bytes, bool want)
+{
+	return ferry_cache_has(cache, offset, bytes, want);
+}
+
 static int open_source(struct ferry_image *i, struct ferry_image_view *v, uint32_t n,
 		       struct ferry_failure *f)
 {
 	const struct ferry_vmm_region *r = &v->layout.regions[n];
+	struct ferry_source_gate gate = {.has = cache_has, .ctx = i->cache};
 	char name[32];
 	int fd, rc;
 
@@ -93,11 +103,14 @@ static int open_source(struct ferry_image *i, struct ferry_image_view *v, uint32
 			"it the one that this VM was made of?",
 			n, (unsigned long long)(r->offset + r->bytes),
 			(unsigned long long)i->bytes);
-	fd = fcntl(i->config.fd, F_DUPFD_CLOEXEC, 0);
+	fd = fcntl(i->fd, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the snapshot");
 	snprintf(name, sizeof(name), "region%u", n);
-	rc = ferry_source_open_fd(&v->sources[n], name, fd, r->offset, r->bytes, r->page_bytes, f);
+	rc = i->cache ? ferry_source_open_gated(&v->sources[n], name, fd, r->offset, r->bytes,
+						r->page_bytes, &gate, f)
+		      : ferry_source_open_fd(&v->sources[n], name, fd, r->offset, r->bytes,
+					     r->page_bytes, f);
 	if (!rc)
 		v->n_sources++;
 	return rc;
@@ -120,7 +133,7 @@ static int open_view(struct ferry_image *i, struct ferry_image_view *v, struct f
 		.n_sources = v->layout.n_regions,
 		/* Ended sessions are remembered for a while. */
 		.max_sessions = 2 * i->config.max_vms + 16,
-		.max_bytes_per_second = i->config.max_bytes_per_second,
+		.max_bytes_per_second = i->cache ? 0 : i->config.max_bytes_per_second,
 		.log = i->config.log,
 	};
 	int fd, rc = 0;
@@ -166,25 +179,87 @@ static int view_new(struct ferry_image *i, const struct ferry_vmm_message *m,
 	return rc;
 }
 
+/* Put @v into a slot; what was there is freed. */
+static void put_view(struct ferry_image *i, struct ferry_image_view **slot,
+		     struct ferry_image_view *v)
+{
+	struct ferry_image_view *before = *slot;
+
+	pthread_mutex_lock(&i->bell_lock);
+	*slot = v;
+	pthread_mutex_unlock(&i->bell_lock);
+	view_free(before);
+}
+
 /* --- the image -------------------------------------------------------------------------------- */
+
+/* The cache has more: those who wait look again. */
+static void ring(void *image)
+{
+	struct ferry_image *i = image;
+
+	pthread_mutex_lock(&i->bell_lock);
+	for (uint32_t n = 0; n < MAX_VIEWS; n++)
+		if (i->views[n])
+			ferry_server_arrived(i->views[n]->server);
+	pthread_mutex_unlock(&i->bell_lock);
+}
+
+static int open_cache(struct ferry_image *i, struct ferry_failure *f)
+{
+	struct ferry_cache_config config = {
+		.from = i->config.from,
+		.tls = i->config.tls,
+		.stop_fd = i->config.stop_fd,
+		.max_bytes_per_second = i->config.max_bytes_per_second,
+		.arrived = ring,
+		.ctx = i,
+		.log = i->config.log,
+	};
+	int rc = ferry_cache_open(&i->cache, &config, f);
+
+	if (rc < 0)
+		return rc;
+	i->fd = ferry_cache_fd(i->cache, &i->bytes);
+	return ferry_cache_start(i->cache, f);
+}
 
 int ferry_image_open(struct ferry_image **out, const struct ferry_image_config *config,
 		     struct ferry_failure *f)
 {
 	struct ferry_image *i = calloc(1, sizeof(*i));
 	struct stat st;
+	int rc = 0;
 
 	if (!i)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "snapshot");
 	i->config = *config;
+	i->fd = config->fd;
 	pthread_mutex_init(&i->lock, NULL);
-	if (fstat(config->fd, &st) < 0) {
+	pthread_mutex_init(&i->bell_lock, NULL);
+	if (config->from)
+		rc = open_cache(i, f);
+	else if (fstat(i->fd, &st) < 0)
+		rc = ferry_fail_errno(f, FERRY_REFUSE, -errno, "the snapshot");
+	else
+		i->bytes = (uint64_t)st.st_size;
+	if (rc < 0)
 		ferry_image_close(i);
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the snapshot");
-	}
-	i->bytes = (uint64_t)st.st_size;
-	*out = i;
-	return 0;
+	else
+		*out = i;
+	return rc;
+}
+
+enum ferry_target_event ferry_image_news(struct ferry_image *i, struct ferry_failure *f)
+{
+	return i->cache ? ferry_cache_news(i->cache, f) : FERRY_TARGET_NOTHING;
+}
+
+void ferry_image_stats(struct ferry_image *i, struct ferry_target_stats *out)
+{
+	*out = (struct ferry_target_stats){.link_up = true};
+	if (i->cache)
+		ferry_cache_stats(i->cache, out);
 }
 
 void ferry_image_close(struct ferry_image *i)
@@ -192,7 +267,9 @@ void ferry_image_close(struct ferry_image *i)
 	if (!i)
 		return;
 	for (uint32_t n = 0; n < MAX_VIEWS; n++)
-		view_free(i->views[n]);
+		put_view(i, &i->views[n], NULL);
+	ferry_cache_close(i->cache);
+	pthread_mutex_destroy(&i->bell_lock);
 	pthread_mutex_destroy(&i->lock);
 	free(i);
 }
@@ -226,17 +303,15 @@ static struct ferry_image_view **find_slot(struct ferry_image *i, const struct f
 		else if (!(*slot)->n_users)
 			unused = slot;
 	}
-	if (!empty && unused) {
-		view_free(*unused);
-		*unused = NULL;
-	}
+	if (!empty && unused)
+		put_view(i, unused, NULL);
 	return empty ? empty : unused;
 }
 
 int ferry_image_use(struct ferry_image *i, const struct ferry_vmm_message *m,
 		    struct ferry_image_view **view, struct ferry_failure *f)
 {
-	struct ferry_image_view **slot;
+	struct ferry_image_view **slot, *v = NULL;
 	int rc = 0;
 
 	pthread_mutex_lock(&i->lock);
@@ -246,8 +321,11 @@ int ferry_image_use(struct ferry_image *i, const struct ferry_vmm_message *m,
 				"VMs of %u different layouts are served already; start another "
 				"handler for other snapshots",
 				MAX_VIEWS);
-	else if (!*slot)
-		rc = view_new(i, m, slot, f);
+	else if (!*slot) {
+		rc = view_new(i, m, &v, f);
+		if (!rc)
+			put_view(i, slot, v);
+	}
 	if (!rc) {
 		(*slot)->n_users++;
 		*view = *slot;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What VMs are filled from: a snapshot's memory, whose pages a page server in this process gives to
- * each VM's target. VMs with the same layout of regions, as clones have, share one server.
+ * each VM's target. VMs with the same layout of regions, as clones have, share one server. The
+ * memory is a file's, or a cache's (cache.h) that is filled from a page server elsewhere.
  *
  * Any thread may call, except where it says otherwise.
  */
@@ -13,20 +14,27 @@
 #include "base/addr.h"
 #include "base/log.h"
 #include "handler/vmm_message.h"
+#include "uffd/target.h"
 
 struct ferry_image;
 struct ferry_image_view;
 
-struct ferry_image_config {
-	int fd; /* of the snapshot's memory file; borrowed */
+struct ferry_image_config {	int fd;			       /* of the snapshot's memory file; borrowed; -1: see ->from */
+	const struct ferry_addr *from; /* the page server that has it; NULL for none */
+	struct ferry_tls *tls;	       /* of connections to there; borrowed; NULL: plain */
+	int stop_fd;		       /* gives up the first attempt to connect; -1 for none */
 	uint32_t max_vms;
-	uint64_t max_bytes_per_second; /* of each VM's push; 0: no limit */
-	const struct ferry_log *log;   /* borrowed; may be NULL */
+	uint64_t max_bytes_per_second; /* of each VM's push, or of the page server's; 0: no limit */
+const struct ferry_log *log;   /* borrowed; may be NULL */
 };
 
 /* Errors: REFUSE, in @f. One thread. */
 int ferry_image_open(struct ferry_image **out, const struct ferry_image_config *config,
 		     struct ferry_failure *f);
+
+/* What the page server that the image comes from does. Without one: nothing, and 100 %. */
+enum ferry_target_event ferry_image_news(struct ferry_image *i, struct ferry_failure *f);
+void ferry_image_stats(struct ferry_image *i, struct ferry_target_stats *out);
 
 /* Nobody uses a view any more. NULL is fine. */
 void ferry_image_close(struct ferry_image *i);

@@ -33,6 +33,9 @@
 #define PACED_SENDS 200
 #define MIN_PACED   (16u * FERRY_KIB)
 #define PAUSE_LOOK_MS 50 /* how often a push that is paused looks whether it still is */
+/* Runs that a gated source is waited for, before no others are looked at. */
+#define PARKED_MAX    64u
+#define PARKED_MAX_MS 16
 
 struct lane {
 	int fd; /* the connection's, as the next */
@@ -57,6 +60,8 @@ struct ferry_push {
 	struct ferry_run failed;
 
 	bool no_more_holes;
+	struct ferry_run parked[PARKED_MAX]; /* claimed, but a gated source has not got them yet */
+	uint32_t n_parked;
 	struct ferry_cut cut;
 	int64_t tokens; /* bytes that may be sent now */
 	uint64_t tokens_ns;
@@ -108,16 +113,50 @@ static int pace(struct ferry_push *p)
 
 /* --- a lane's next frames ----------------------------------------------------------------- */
 
-static bool next_run(struct ferry_push *p, const struct lane *l, uint32_t max_bytes)
+static bool claim_run(struct ferry_push *p, uint32_t max_bytes, struct ferry_run *run)
 {
-	struct ferry_run run;
-
-	if (!p->no_more_holes && !ferry_session_next_hole(p->session, &run))
+	if (!p->no_more_holes && !ferry_session_next_hole(p->session, run))
 		p->no_more_holes = true;
-	if (p->no_more_holes && !ferry_session_next_run(p->session, max_bytes, &run))
-		return false;
-	p->cut = (struct ferry_cut){.rest = run, .says_lost = l->features & FERRY_FEATURE_LOST};
-	return true;
+	return !p->no_more_holes || ferry_session_next_run(p->session, max_bytes, run);
+}
+
+static bool take_parked(struct ferry_push *p, struct ferry_run *run)
+{
+	for (uint32_t i = 0; i < p->n_parked; i++) {
+		*run = p->parked[i];
+		if (!ferry_server_has(p->server, run, false))
+			continue;
+		p->parked[i] = p->parked[--p->n_parked];
+		return true;
+	}
+	return false;
+}
+
+/* Return: 1 with ->cut, 0 at the end, or -ECANCELED. */
+static int next_run(struct ferry_push *p, const struct lane *l, uint32_t max_bytes)
+{
+	int wait_ms = 1;
+
+	for (;;) {
+		struct ferry_run run;
+		bool found = take_parked(p, &run);
+
+		while (!found && p->n_parked < PARKED_MAX && claim_run(p, max_bytes, &run)) {
+			found = ferry_server_has(p->server, &run, false);
+			if (!found)
+				p->parked[p->n_parked++] = run;
+		}
+		if (found) {
+			p->cut = (struct ferry_cut){.rest = run,
+						    .says_lost = l->features & FERRY_FEATURE_LOST};
+			return 1;
+		}
+		if (!p->n_parked)
+			return 0;
+		if (ferry_net_wait(p->stop_fd, POLLIN, wait_ms, -1) != -ETIMEDOUT)
+			return -ECANCELED;
+		wait_ms = FERRY_MIN(2 * wait_ms, PARKED_MAX_MS);
+	}
 }
 
 static size_t put(struct lane *l, uint32_t i, const struct ferry_message *m, const void *data)
@@ -173,8 +212,13 @@ static int fill(struct ferry_push *p, struct lane *l)
 	for (i = 0; i < LANE_PIECES && bytes < max_bytes; i++) {
 		ssize_t n;
 
-		if (!p->cut.rest.n_pages && !next_run(p, l, max_bytes))
-			break;
+		if (!p->cut.rest.n_pages) {
+			rc = next_run(p, l, max_bytes);
+			if (rc < 0)
+				return rc;
+			if (!rc)
+				break;
+		}
 		n = put_piece(p, l, i, max_bytes);
 		if (n < 0)
 			return (int)n;

@@ -266,6 +266,18 @@ void ferry_server_free(struct ferry_server *s)
 	fini(s);
 }
 
+void ferry_server_arrived(struct ferry_server *s)
+{
+	if (atomic_exchange(&s->awaits, false))
+		ferry_loop_wake(s);
+}
+
+bool ferry_server_has(struct ferry_server *s, const struct ferry_run *run, bool want)
+{
+	return ferry_source_has(s->config.sources[run->region], run->first_page, run->n_pages,
+				want);
+}
+
 /* --- what the owner gets to know ---------------------------------------------------------- */
 
 void ferry_server_stats(const struct ferry_server *server, struct ferry_server_stats *out)

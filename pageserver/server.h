@@ -95,6 +95,8 @@ void ferry_server_hold(struct ferry_server *s);
 
 /* Let all pushes wait, or go on; requests are answered all the same. Any thread. */
 void ferry_server_pause(struct ferry_server *s, bool paused);
+/* Any thread: a gated source has more than before. */
+void ferry_server_arrived(struct ferry_server *s);
 
 /* Any thread. */
 void ferry_server_stats(const struct ferry_server *s, struct ferry_server_stats *out);

@@ -298,6 +298,7 @@ struct ferry_server {
 	int wake_fd;  /* owned; eventfd */
 	atomic_bool stopping;
 	bool is_raised; /* the loop thread has a higher priority; set before it does anything */
+	atomic_bool awaits;   /* a request waits for a gated source */
 	atomic_bool serving;  /* requests are answered */
 	atomic_bool surveyed; /* and the holes are known, so that pushes may begin */
 	int stop_fd; /* owned; eventfd: for dialers */
@@ -325,6 +326,8 @@ uint64_t ferry_server_withheld(const struct ferry_server *s);
  */
 int ferry_server_finish_piece(struct ferry_server *s, struct ferry_page_run *piece, const void *data,
 			      uint64_t features, bool is_urgent);
+/* Can a run's bytes be read? Any thread. @want: see ferry_source_has(). */
+bool ferry_server_has(struct ferry_server *s, const struct ferry_run *run, bool want);
 
 /* Any thread. */
 void ferry_server_post(struct ferry_server *s, enum ferry_server_event event,

@@ -99,6 +99,11 @@ const struct ferry_region_desc *ferry_source_desc(const struct ferry_source *s)
 	return &s->desc;
 }
 
+bool ferry_source_has(struct ferry_source *s, uint64_t first_page, uint32_t n_pages, bool want)
+{
+	return !s->ops->has || s->ops->has(s, first_page, n_pages, want);
+}
+
 bool ferry_source_copies(const struct ferry_source *s)
 {
 	return s->copies;

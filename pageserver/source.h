@@ -56,6 +56,25 @@ int ferry_source_open_process(struct ferry_source **out, const char *name, pid_t
 int ferry_source_open_memory(struct ferry_source **out, const char *name, const void *start,
 			     uint64_t bytes, uint32_t page_bytes, struct ferry_failure *f);
 
+/*
+ * For a file that is being filled itself. Any thread; must not wait.
+ * @want: somebody waits for it: have it fetched, if it is not there
+ * Return: whether all of the bytes at @offset of the file are there; then they don't change any more.
+ */
+struct ferry_source_gate {
+	bool (*has)(void *ctx, uint64_t offset, uint64_t bytes, bool want);
+	void *ctx;
+};
+
+/* As ferry_source_open_fd(). Holes of the file are nothing to go by. Each time that something has
+ * come ferry_server_arrived() is due. */
+int ferry_source_open_gated(struct ferry_source **out, const char *name, int fd, uint64_t offset,
+			    uint64_t bytes, uint32_t page_bytes, const struct ferry_source_gate *gate,
+			    struct ferry_failure *f);
+
+/* Can a run be read? Only those of gated sources ever can't. @want: as there. */
+bool ferry_source_has(struct ferry_source *s, uint64_t first_page, uint32_t n_pages, bool want);
+
 void ferry_source_free(struct ferry_source *s);
 
 /* Name, size and page size; ->id is 0, the owner numbers its regions. */

@@ -28,6 +28,7 @@ struct file_source {
 	uint64_t offset;    /* of the region in the file */
 	const uint8_t *map; /* owned; of huge pages, or NULL */
 	bool on_disk;	    /* worth reading ahead */
+	struct ferry_source_gate gate; /* of a file that is being filled */
 };
 
 /* How much of a huge page is looked at in one call; on the stack, also of a push thread. */
@@ -170,6 +171,21 @@ static const struct ferry_source_ops file_ops = {
 	.free = file_free,
 };
 
+static bool gated_has(struct ferry_source *s, uint64_t first, uint32_t n, bool want)
+{
+	struct file_source *fs = (struct file_source *)s;
+	uint64_t page_bytes = s->desc.page_bytes;
+
+	return fs->gate.has(fs->gate.ctx, fs->offset + first * page_bytes, n * page_bytes, want);
+}
+
+/* A hole of it may be what has not come yet. */
+static const struct ferry_source_ops gated_ops = {
+	.pages = file_pages,
+	.has = gated_has,
+	.free = file_free,
+};
+
 static const struct ferry_source_ops huge_ops = {
 	.pages = file_pages,
 	.is_zero = huge_is_zero,
@@ -246,6 +262,21 @@ int ferry_source_open_fd(struct ferry_source **out, const char *name, int fd, ui
 	if (rc < 0)
 		ferry_close(fd);
 	return rc;
+}
+
+int ferry_source_open_gated(struct ferry_source **out, const char *name, int fd, uint64_t offset,
+			    uint64_t bytes, uint32_t page_bytes, const struct ferry_source_gate *gate,
+			    struct ferry_failure *f)
+{
+	int rc = ferry_source_open_fd(out, name, fd, offset, bytes, page_bytes, f);
+	struct file_source *fs;
+
+	if (rc < 0)
+		return rc;
+	fs = (struct file_source *)*out;
+	fs->gate = *gate;
+	fs->base.ops = &gated_ops;
+	return 0;
 }
 
 /* The whole file, in huge pages where it is made of them. */

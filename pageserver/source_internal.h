@@ -14,6 +14,8 @@ struct ferry_source_ops {
 	int (*sum)(struct ferry_source *s, uint64_t first, uint32_t n, void *state);
 	/* NULL: no holes are known. */
 	int (*next_data)(struct ferry_source *s, uint64_t from, uint64_t *first, uint64_t *end);
+	/* NULL: everything is there. */
+	bool (*has)(struct ferry_source *s, uint64_t first, uint32_t n, bool want);
 	/* NULL: never waits for a disk. */
 	int (*disk)(const struct ferry_source *s, uint64_t page, uint64_t *offset);
 	void (*free)(struct ferry_source *s); /* of what the kind owns; not of @s itself */

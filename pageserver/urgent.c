@@ -131,6 +131,28 @@ static bool is_cold(struct ferry_conn *c, bool read_it)
 	return true;
 }
 
+/*
+ * Put a request first whose pages can be read; those that can't go behind the others. What arrives
+ * after we looked wakes the loop: ->awaits is set before.
+ */
+static bool find_ready(struct ferry_urgent *u, struct ferry_server *s)
+{
+	uint32_t n = u->tail - u->head;
+
+	if (ferry_server_has(s, &u->ring[u->head % N_WAITING].run, true))
+		return true;
+	atomic_store(&s->awaits, true);
+	for (; n; n--) {
+		struct waiting w = u->ring[u->head % N_WAITING];
+
+		if (ferry_server_has(s, &w.run, true))
+			return true;
+		u->head++;
+		u->ring[u->tail++ % N_WAITING] = w;
+	}
+	return false;
+}
+
 int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 		      struct ferry_run *failed)
 {
@@ -148,11 +170,14 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 	u->scratch.used = 0;
 	u->cut.n_have = 0; /* its bytes were in the scratch memory that is used again now */
 	for (uint32_t i = 0; i < URGENT_PIECES && bytes < URGENT_BYTES && u->head != u->tail;) {
-		const struct waiting *w = &u->ring[u->head % N_WAITING];
+		const struct waiting *w;
 		struct ferry_page_run piece;
 		const void *data;
 		int rc;
 
+		if (!u->cut.rest.n_pages && !find_ready(u, s))
+			break;
+		w = &u->ring[u->head % N_WAITING];
 		if (!u->cut.rest.n_pages)
 			u->cut = (struct ferry_cut){
 				.rest = w->run,

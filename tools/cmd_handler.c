@@ -23,6 +23,7 @@
 #include "tools/isolation.h"
 #include "tools/job.h"
 #include "tools/json.h"
+#include "tools/secure.h"
 
 #define LOOK_MS		100 /* how often the counters are read */
 #define MAX_VMS		64u
@@ -42,8 +43,14 @@ static const struct option_def handler_options[] = {
 	 .arg = "PATH",
 	 .help = "the snapshot's memory file",
 	 .kind = OPTION_TEXT,
-	 .required = true,
 	 OPTION_AT(file)},
+	{.name = "from",
+	 .arg = "ADDR",
+	 .help = "address of the page server that has the snapshot's memory file, instead of --file; "
+		 "each page is fetched once for all VMs",
+	 .kind = OPTION_ADDR_DIAL,
+	 OPTION_AT(from)},
+	OPTIONS_SECURE_DIAL,
 	{.name = "max-vms",
 	 .arg = "N",
 	 .help = "VMs at a time, 1 to 1024 (default: 64); others wait until one is complete",
@@ -62,6 +69,17 @@ static const struct option_def handler_options[] = {
 	OPTIONS_COMMON,
 };
 
+static int check(const struct options *o, struct ferry_failure *f)
+{
+	if (!o->file == !o->from.given)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "%s; give the snapshot's memory file with --file PATH, or the page "
+				  "server that has it with --from ADDR",
+				  o->file ? "--file and --from exclude each other"
+					  : "there is nothing to restore from");
+	return secure_check(o, o->from.given ? &o->from.addr : NULL, f);
+}
+
 /* What the keeper has, and each worker begins with. */
 struct setup {
 	const struct options *o;
@@ -76,6 +94,7 @@ struct handler {
 	struct ferry_image *image;     /* owned */
 	struct ferry_handler *handler; /* owned */
 	struct ferry_handler_stats stats;
+	struct ferry_target_stats image_stats;
 	bool alone; /* without a keeper */
 };
 
@@ -102,6 +121,26 @@ static void put_counts(json_t *o, const struct ferry_handler_stats *s)
 	json_put_count(o, "vms_refused", s->n_refused);
 }
 
+/* What crossed the network, once for all VMs. */
+static void put_source(json_t *o, const struct handler *h)
+{
+	const struct ferry_target_stats *s = &h->image_stats;
+	json_t *source;
+
+	if (!h->setup->o->from.given)
+		return;
+	source = json_object();
+	json_put_count(source, "pages_total", s->pages_total);
+	json_put_count(source, "pages_known", s->pages_known);
+	json_put_count(source, "pages_urgent", s->pages_urgent);
+	json_put_count(source, "pages_pushed", s->pages_pushed);
+	json_put_count(source, "pages_zero", s->pages_zero);
+	json_put_count(source, "wire_bytes", s->wire_bytes);
+	json_put_count(source, "requests", s->requests);
+	json_put_count(source, "resumes", s->resumes);
+	json_put(o, "source", source);
+}
+
 /* For 'pageferry status'. */
 static void more_status(void *ctx, json_t *status)
 {
@@ -117,6 +156,7 @@ static void more_status(void *ctx, json_t *status)
 		json_array_append_new(list, vm);
 	}
 	json_put(status, "vm_list", list);
+	put_source(status, h);
 }
 
 static void tell_vm(struct handler *h, const struct ferry_handler_event *e)
@@ -163,8 +203,29 @@ static void look(struct handler *h)
 	uint64_t before = h->stats.target.faults + h->stats.target.wire_bytes + h->stats.n_vms;
 
 	ferry_handler_stats(h->handler, &h->stats);
+	ferry_image_stats(h->image, &h->image_stats);
+	h->stats.target.link_up = h->image_stats.link_up;
 	if (h->stats.target.faults + h->stats.target.wire_bytes + h->stats.n_vms != before)
 		report_target(&h->job.report, &h->stats.target);
+}
+
+/* What the session of --from does. */
+static void tell_source(struct handler *h)
+{
+	struct ferry_failure f = {0};
+
+	switch (ferry_image_news(h->image, &f)) {
+	case FERRY_TARGET_LINK_LOST:
+	case FERRY_TARGET_FAILED:
+		report_link_lost(&h->job.report, f.text);
+		break;
+	case FERRY_TARGET_COMPLETE:
+		report_event(&h->job.report, "source-complete", NULL,
+			     "the whole snapshot is here; its page server is not needed any more");
+		break;
+	default:
+		break;
+	}
 }
 
 static int finish(struct handler *h, const struct ferry_failure *f, int status)
@@ -177,6 +238,7 @@ static int finish(struct handler *h, const struct ferry_failure *f, int status)
 	json_put_count(o, "ram_bytes", h->stats.ram_bytes);
 	put_counts(o, &h->stats);
 	json_put_all(o, json_target(&h->stats.target));
+	put_source(o, h);
 	json_put(o, "total_ms", json_ms(total_ns));
 	summary_target(&h->stats.target, h->stats.ram_bytes, total_ns, 0, text, sizeof(text));
 	if (status == EXIT_DONE)
@@ -219,6 +281,7 @@ static int serve(struct handler *h)
 		tell(h, &e);
 		if (ferry_now_ns() - look_ns >= LOOK_MS * (uint64_t)FERRY_NS_PER_MS) {
 			look(h);
+			tell_source(h);
 			look_ns = ferry_now_ns();
 		}
 		if (h->alone && !h->stats.n_vms) {
@@ -234,18 +297,28 @@ static int serve(struct handler *h)
 
 static int start(struct handler *h, const struct ferry_worker_start *begin, struct ferry_failure *f)
 {
+	const struct options *o = h->setup->o;
 	struct ferry_image_config image = {.fd = h->setup->file_fd,
+					   .from = o->from.given ? &o->from.addr : NULL,
+					   .stop_fd = -1,
 					   .max_vms = h->setup->max_vms,
-					   .max_bytes_per_second = h->setup->o->max_rate,
+					   .max_bytes_per_second = o->max_rate,
 					   .log = &h->job.report.log};
 	struct ferry_handler_config handler = {
 		.max_vms = h->setup->max_vms, .start = begin, .log = &h->job.report.log};
-	int rc = job_open(&h->job, "handler", h->setup->o, f);
+	unsigned int needs = ISOLATION_PTRACE | ISOLATION_PROC;
+	int rc = job_open(&h->job, "handler", o, f);
 
+	if (!rc)
+		rc = job_secure(&h->job, o, false, f);
 	if (rc < 0)
 		return rc;
+	image.stop_fd = h->job.stop_fd;
+	image.tls = h->job.tls;
 	/* To look at another user's process, which its connection names. */
-	rc = isolation_narrow(ISOLATION_PTRACE | ISOLATION_PROC, f);
+	if (o->from.addr.is_unix)
+		needs |= isolation_need_of_socket(o->from.addr.path);
+	rc = isolation_narrow(needs, f);
 	if (rc < 0)
 		return rc;
 	rc = ferry_image_open(&h->image, &image, f);
@@ -359,8 +432,9 @@ static int keep(struct setup *s, struct ferry_failure *f)
 
 	if (rc < 0)
 		return rc;
-	s->file_fd = open(s->o->file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	if (s->file_fd < 0)
+	if (s->o->file)
+		s->file_fd = open(s->o->file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (s->o->file && s->file_fd < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "cannot open %.300s", s->o->file);
 	raise_fds(s->max_vms);
 	config.listen_fd = listen_for(s, config.uid, f);
@@ -399,12 +473,13 @@ static int run(const struct options *o)
 
 const struct command cmd_handler = {
 	.name = "handler",
-	.synopsis = "--socket PATH --file PATH [OPTION...]",
+	.synopsis = "--socket PATH (--file PATH | --from ADDR) [OPTION...]",
 	.summary = "Serve the page faults of VMs that a VMM restores from a snapshot.",
 	.notes = "A drop-in userfaultfd handler for Firecracker's mem_backend of type Uffd. Each "
 		 "VM\n"
 		 "is left as soon as it has everything. When the working process dies another one\n"
 		 "takes over, and the VMs go on.\n",
 	.options = handler_options,
+	.check = check,
 	.run = run,
 };

@@ -58,6 +58,12 @@ struct ferry_engine_link {
 	struct ferry_connection bulk_connection[FERRY_MAX_BULK];
 };
 
+struct ferry_target_meeting {
+	struct ferry_session_id session;
+	struct ferry_channel control; /* owned */
+	struct ferry_message m;	      /* the Layout; its payload is in ->control */
+};
+
 struct ferry_engine_counters {
 	_Atomic uint64_t pages_urgent, pages_pushed, pages_zero, pages_duplicate, pages_present;
 	_Atomic uint64_t wire_bytes, faults, faults_coalesced, requests, discarded_pages;
@@ -95,6 +101,7 @@ struct ferry_target {
 	struct ferry_target_hooks hooks;
 	uint64_t withheld; /* features that are not offered */
 	enum ferry_on_lost on_lost;
+	struct ferry_target_meeting *meeting; /* owned; NULL once it was used */
 	void *zeroes;	    /* one page of zeros of the largest page size; owned */
 	size_t zeroes_bytes;
 	bool has_discards;  /* a region's pages may turn to zero under us: see fill.c */
@@ -199,6 +206,14 @@ void *ferry_engine_bulk_thread(void *bulk);
 /* --- session.c ------------------------------------------------------------------------------ */
 
 void *ferry_engine_session_thread(void *target);
+
+/* The next message, which must be the Layout. */
+int ferry_engine_receive_layout(struct ferry_channel *control, struct ferry_message *m, int stop_fd,
+				struct ferry_failure *f);
+
+/* How long a connection may take, and the Layout on it. */
+#define FERRY_ENGINE_DIAL_MS   5000
+#define FERRY_ENGINE_LAYOUT_MS 10000
 
 /* --- target.c ------------------------------------------------------------------------------- */
 

@@ -25,8 +25,6 @@
 #include "base/util.h"
 #include "uffd/engine.h"
 
-#define DIAL_TIMEOUT_MS	   5000
-#define LAYOUT_TIMEOUT_MS  10000
 #define GATHER_TIMEOUT_MS  10000 /* for the other connections, once control is open */
 #define BACKOFF_MIN_MS	   50
 #define BACKOFF_MAX_MS	   1000
@@ -156,19 +154,26 @@ static const char *region_name(const void *layout, uint32_t i)
 	return ((const struct ferry_layout *)layout)->regions[i].name;
 }
 
-/* What follows the handshake of the control connection. */
-static int exchange_layout(struct session *s)
+int ferry_engine_receive_layout(struct ferry_channel *control, struct ferry_message *m, int stop_fd,
+				struct ferry_failure *f)
 {
-	struct ferry_target *t = s->t;
-	int rc = ferry_channel_receive(&s->link.control, s->m, LAYOUT_TIMEOUT_MS, t->stop_fd,
-				       &s->why);
+	int rc = ferry_channel_receive(control, m, FERRY_ENGINE_LAYOUT_MS, stop_fd, f);
 
 	if (rc == -ETIMEDOUT)
-		return ferry_fail(&s->why, FERRY_LINK, rc, "the source sent no layout in time");
+		return ferry_fail(f, FERRY_LINK, rc, "the source sent no layout in time");
 	if (rc < 0)
 		return rc;
-	if (s->m->type != FERRY_FRAME_LAYOUT)
-		return ferry_fail(&s->why, FERRY_REFUSE, -EPROTO, "the source sent no layout");
+	if (m->type != FERRY_FRAME_LAYOUT)
+		return ferry_fail(f, FERRY_REFUSE, -EPROTO, "the source sent no layout");
+	return 0;
+}
+
+/* Is the source's layout in ->m ours? Then go on. */
+static int answer_layout(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	int rc;
+
 	rc = check_layout(s, &s->m->layout);
 	if (rc < 0) {
 		ferry_channel_refuse(s->link.control.fd, FERRY_ERROR_LAYOUT, s->why.text);
@@ -199,11 +204,31 @@ static int dial_one(struct session *s, struct ferry_channel *c, enum ferry_role 
 				    .index = index,
 				    .epoch = s->link.epoch,
 				    .withheld = t->withheld};
-	int rc = ferry_channel_dial(c, t->tls, &t->from, &hello, DIAL_TIMEOUT_MS, t->stop_fd, &s->why);
+	int rc = ferry_channel_dial(c, t->tls, &t->from, &hello, FERRY_ENGINE_DIAL_MS, t->stop_fd, &s->why);
 
 	if (rc < 0)
 		ferry_fail_prefix(&s->why, "%s connection", ferry_role_name(role));
 	return rc;
+}
+
+/* The control connection, and what follows its handshake. */
+static int dial_control(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	int rc;
+
+	if (t->meeting) {
+		s->link.control = t->meeting->control;
+		*s->m = t->meeting->m;
+		t->meeting->control = (struct ferry_channel){.fd = -1};
+		ferry_target_meeting_end(t->meeting);
+		t->meeting = NULL;
+		return answer_layout(s);
+	}
+	rc = dial_one(s, &s->link.control, FERRY_ROLE_CONTROL, 0);
+	if (!rc)
+		rc = ferry_engine_receive_layout(&s->link.control, s->m, t->stop_fd, &s->why);
+	return rc < 0 ? rc : answer_layout(s);
 }
 
 static int establish_by_dialing(struct session *s)
@@ -213,10 +238,7 @@ static int establish_by_dialing(struct session *s)
 	int rc;
 
 	s->link.epoch = t->next_epoch++;
-	rc = dial_one(s, &s->link.control, FERRY_ROLE_CONTROL, 0);
-	if (rc < 0)
-		return rc;
-	rc = exchange_layout(s);
+	rc = dial_control(s);
 	if (rc < 0)
 		return rc;
 	rc = dial_one(s, &c, FERRY_ROLE_URGENT, 0);
@@ -314,7 +336,9 @@ static int establish_by_accepting(struct session *s)
 		if (atomic_load(&t->gone))
 			return ferry_fail(&s->why, FERRY_LOST, -ESRCH, "the process has ended");
 	}
-	rc = exchange_layout(s);
+	rc = ferry_engine_receive_layout(&s->link.control, s->m, t->stop_fd, &s->why);
+	if (!rc)
+		rc = answer_layout(s);
 	return rc < 0 ? rc : gather(s);
 }
 

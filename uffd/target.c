@@ -311,6 +311,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 
 	if (!t) {
 		ferry_uffd_close(&uffd);
+		ferry_target_meeting_end(config->meeting);
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "target");
 	}
 	t->uffd = uffd;
@@ -324,6 +325,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	t->withheld = config->no_checksum ? FERRY_FEATURE_CHECKSUM : 0;
 	t->on_lost = config->on_lost;
 	t->memory_id = config->memory_id;
+	t->meeting = config->meeting;
 	atomic_store(&t->n_holes_left, MAX_HOLES_LEFT);
 	ferry_engine_link_init(&t->incoming);
 	pthread_mutex_init(&t->lock, NULL);
@@ -389,7 +391,9 @@ int ferry_target_dial(struct ferry_target *t, const struct ferry_addr *from, int
 
 	if (t->session_running)
 		return ferry_fail(f, FERRY_REFUSE, -EBUSY, "this target has a session already");
-	if (getrandom(t->session.bytes, sizeof(t->session.bytes), 0) != sizeof(t->session.bytes))
+	if (t->meeting)
+		t->session = t->meeting->session;
+	else if (getrandom(t->session.bytes, sizeof(t->session.bytes), 0) != sizeof(t->session.bytes))
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "getrandom");
 	t->dials = true;
 	t->from = *from;
@@ -635,6 +639,7 @@ void ferry_target_free(struct ferry_target *t)
 	else
 		ferry_uffd_close(&t->uffd);
 	ferry_engine_link_close(&t->incoming);
+	ferry_target_meeting_end(t->meeting);
 	ferry_pager_fini(&t->pager);
 	if (t->zeroes)
 		munmap(t->zeroes, t->zeroes_bytes);

@@ -25,6 +25,7 @@
 #include "uffd/uffd.h"
 
 struct ferry_target;
+struct ferry_tls;
 
 /* What to ask of a userfaultfd that a target is going to own; what the kernel lacks is left out. */
 #define FERRY_TARGET_UFFD_FEATURES                                                                 \
@@ -57,6 +58,20 @@ enum ferry_on_lost {
 	FERRY_ON_LOST_POISON, /* its threads get a memory error (SIGBUS), now and whenever they touch
 				 it */
 };
+/* A session whose control connection is open, for a target that is made to fit the source. */
+struct ferry_target_meeting;
+
+/**
+ * ferry_target_meet() - dial a page server and learn its layout, before there is a target
+ * @tls: NULL for plain connections; borrowed until the target's end
+ * @stop_fd: gives up; -1 for none
+ * Errors: LINK or REFUSE, in @f.
+ */
+int ferry_target_meet(struct ferry_target_meeting **out, const struct ferry_addr *from,
+		      struct ferry_tls *tls, int stop_fd, struct ferry_failure *f);
+const struct ferry_layout *ferry_target_meeting_layout(const struct ferry_target_meeting *m);
+/* NULL is fine. */
+void ferry_target_meeting_end(struct ferry_target_meeting *m);
 
 struct ferry_target_config {
 	struct ferry_uffd uffd; /* given: the target owns its descriptors from _new on, on error too */
@@ -72,6 +87,8 @@ struct ferry_target_config {
 	 */
 	void *kept;
 	struct ferry_target_hooks hooks;
+	/* Given, on error too; the first ferry_target_dial() goes on with it. NULL for none. */
+	struct ferry_target_meeting *meeting;
 	bool no_trace; /* keep no records of faults */
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
 	bool no_checksum; /* don't ask for checksums of pages */

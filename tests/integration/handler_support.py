@@ -52,6 +52,16 @@ class Handler(Run):
         return out
 
 
+    def status(self):
+        with Run("status", "--json", "--control", self.control) as s:
+            return json.loads(s.rest()[1].splitlines()[0])
+
+    def worker(self):
+        pid = self.status()["pid"]
+        assert pid != self.pid
+        return pid
+
+
 class Vmm:
     """A VMM in a process of its own: forked, as it takes half a second to start Python."""
 

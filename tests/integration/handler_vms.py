@@ -8,15 +8,10 @@ import socket
 import sys
 from contextlib import ExitStack
 
-from cli_support import Run, main, need_root, wait_for
+from cli_support import main, need_root
 from handler_support import MIB, Handler, Vmm, snapshot
 
 SLOW = "8M"  # of the push: some seconds for what is restored here
-
-
-def status(handler):
-    with Run("status", "--json", "--control", handler.control) as s:
-        return json.loads(s.rest()[1].splitlines()[0])
 
 
 def vm_is_restored_and_left(folder):
@@ -156,9 +151,7 @@ def killed_worker_is_replaced(folder):
                 vm.ask("drop", 7 + 5 * i)
                 # In the middle of it all.
                 vm.send("storm", 300, 4)
-                worker = status(h)["pid"]
-                assert worker != h.pid
-                os.kill(worker, signal.SIGKILL)
+                os.kill(h.worker(), signal.SIGKILL)
                 assert h.event("restarted")["restarts"] == i + 1
                 assert vm.answer()["bad"] == 0
                 vm.good("touch", 50)
