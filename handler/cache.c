@@ -28,15 +28,17 @@ static void known(void *cache, const struct ferry_run *run)
 static int check_layout(const struct ferry_layout *l, struct ferry_failure *f)
 {
 	if (l->n_regions != 1)
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "the page server has %u regions; serve the snapshot's memory file, "
-				  "and nothing else",
-				  l->n_regions);
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"the page server has %u regions; serve the snapshot's memory file, "
+			"and nothing else",
+			l->n_regions);
 	if (l->regions[0].page_bytes != FERRY_PAGE_SIZE_DEFAULT)
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "the page server has pages of %u bytes; serve the snapshot from an "
-				  "ordinary file, not from hugetlbfs",
-				  l->regions[0].page_bytes);
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"the page server has pages of %u bytes; serve the snapshot from an "
+			"ordinary file, not from hugetlbfs",
+			l->regions[0].page_bytes);
 	return 0;
 }
 

@@ -35,7 +35,7 @@ struct ferry_image {
 	int fd;			   /* borrowed: the file, or the cache's */
 	uint64_t bytes;
 	pthread_mutex_t bell_lock; /* of views' servers coming and going, for who rings */
-	pthread_mutex_t lock;			   /* of what follows */
+	pthread_mutex_t lock;	   /* of what follows */
 	struct ferry_image_view *views[MAX_VIEWS]; /* owned */
 };
 

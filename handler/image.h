@@ -19,13 +19,14 @@
 struct ferry_image;
 struct ferry_image_view;
 
-struct ferry_image_config {	int fd;			       /* of the snapshot's memory file; borrowed; -1: see ->from */
+struct ferry_image_config {
+	int fd;			       /* of the snapshot's memory file; borrowed; -1: see ->from */
 	const struct ferry_addr *from; /* the page server that has it; NULL for none */
 	struct ferry_tls *tls;	       /* of connections to there; borrowed; NULL: plain */
 	int stop_fd;		       /* gives up the first attempt to connect; -1 for none */
 	uint32_t max_vms;
 	uint64_t max_bytes_per_second; /* of each VM's push, or of the page server's; 0: no limit */
-const struct ferry_log *log;   /* borrowed; may be NULL */
+	const struct ferry_log *log;   /* borrowed; may be NULL */
 };
 
 /* Errors: REFUSE, in @f. One thread. */

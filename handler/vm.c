@@ -103,6 +103,7 @@ static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct fe
 		/* The VMM registered them; if we fail they stay so. */
 		.adopt = true,
 		.no_trace = true,
+		.no_checksum = true, /* the pages come from this process */
 		.log = vm->config.log,
 	};
 	int rc = ferry_uffd_from_peer(&config.uffd, TAKE_FD(vm->config.uffd), vm->config.conn, f);

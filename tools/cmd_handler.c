@@ -46,7 +46,8 @@ static const struct option_def handler_options[] = {
 	 OPTION_AT(file)},
 	{.name = "from",
 	 .arg = "ADDR",
-	 .help = "address of the page server that has the snapshot's memory file, instead of --file; "
+	 .help = "address of the page server that has the snapshot's memory file, instead of "
+		 "--file; "
 		 "each page is fetched once for all VMs",
 	 .kind = OPTION_ADDR_DIAL,
 	 OPTION_AT(from)},
@@ -72,11 +73,12 @@ static const struct option_def handler_options[] = {
 static int check(const struct options *o, struct ferry_failure *f)
 {
 	if (!o->file == !o->from.given)
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
-				  "%s; give the snapshot's memory file with --file PATH, or the page "
-				  "server that has it with --from ADDR",
-				  o->file ? "--file and --from exclude each other"
-					  : "there is nothing to restore from");
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"%s; give the snapshot's memory file with --file PATH, or the page "
+			"server that has it with --from ADDR",
+			o->file ? "--file and --from exclude each other"
+				: "there is nothing to restore from");
 	return secure_check(o, o->from.given ? &o->from.addr : NULL, f);
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A session that begins before its target: for one whose memory is made after the source's layout. */
+/* A session that begins before its target: for one whose memory is made after the source's layout.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/random.h>

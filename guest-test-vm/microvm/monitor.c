@@ -7,6 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
+
+#include "snapshot.h"
 
 #define GUEST_TIMEOUT_MS 120000
 #define MOVE_TIMEOUT_MS	 120000
@@ -19,7 +22,8 @@ struct monitor {
 	bool is_stopped;
 	struct pageferry_server *server; /* while we are the source */
 	struct pageferry_lazy *lazy;	 /* while we are the target */
-	uint64_t begun_ns;		 /* the take */
+	int handler[2];	   /* owned: what keeps a restored guest's pages coming; -1 for none */
+	uint64_t begun_ns; /* the take */
 	char why[CPU_WHY_MAX];
 };
 
@@ -215,6 +219,32 @@ static int do_take(struct monitor *m, const char *arg)
 		  (double)(now_ns() - m->begun_ns) / 1e6);
 }
 
+static int do_save(struct monitor *m, const char *arg)
+{
+	if (!m->machine || !m->is_stopped)
+		return error(m, "stop the guest first");
+	if (snapshot_save(arg, m->machine, m->config->bytes, &m->state, m->why) < 0)
+		return error(m, m->why);
+	return ok(m, "%s", "");
+}
+
+static int do_restore(struct monitor *m, const char *arg)
+{
+	char file[512], socket[128];
+	uint64_t from = now_ns();
+
+	if (sscanf(arg, "%511s %127s", file, socket) != 2)
+		return error(m, "restore FILE SOCKET");
+	if (make_machine(m) < 0)
+		return -1;
+	if (snapshot_load_state(file, &m->state, m->why) < 0 ||
+	    snapshot_hand_over(socket, m->machine, m->config->bytes, m->handler, m->why) < 0 ||
+	    machine_resume(m->machine, &m->state, m->why) < 0)
+		return error(m, m->why);
+	return ok(m, " cpu=%s ms=%.1f", machine_cpu_name(m->machine),
+		  (double)(now_ns() - from) / 1e6);
+}
+
 /* Wait for an event of whichever side we are; others are passed over. */
 static int await(struct monitor *m, enum pageferry_event wanted, struct pageferry_error *e)
 {
@@ -293,7 +323,8 @@ static const struct command commands[] = {
 	{"boot", do_boot},	 {"reach", do_reach},	    {"stop", do_stop},
 	{"corrupt", do_corrupt}, {"serve", do_serve},	    {"take", do_take},
 	{"lost", do_lost},	 {"complete", do_complete}, {"release", do_release},
-	{"verify", do_verify},	 {"stats", do_stats},
+	{"verify", do_verify},	 {"stats", do_stats},	    {"save", do_save},
+	{"restore", do_restore},
 };
 
 static int obey(struct monitor *m, char *line)
@@ -310,7 +341,7 @@ static int obey(struct monitor *m, char *line)
 
 int monitor_run(const struct machine_config *config, FILE *in, FILE *out)
 {
-	struct monitor m = {.config = config, .out = out};
+	struct monitor m = {.config = config, .out = out, .handler = {-1, -1}};
 	char line[PAGEFERRY_ADDRESS_MAX + 64];
 	int rc = 0;
 
@@ -327,5 +358,8 @@ int monitor_run(const struct machine_config *config, FILE *in, FILE *out)
 		pageferry_lazy_abandon(m.lazy);
 	pageferry_server_free(m.server);
 	machine_free(m.machine);
+	for (int i = 0; i < 2; i++)
+		if (m.handler[i] >= 0)
+			close(m.handler[i]);
 	return rc;
 }

@@ -11,6 +11,8 @@
  *   lost                 wait until the link is lost
  *   complete             wait until all memory has moved
  *   release              (source) let the memory go
+ *   save FILE            write the stopped guest's memory to FILE, its state to FILE.state
+ *   restore FILE SOCKET  run a saved guest at once; a userfaultfd handler at SOCKET has its memory
  *   verify               the guest looks at all of its pages
  *   stats                what the guest has seen so far
  *   quit

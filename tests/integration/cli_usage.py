@@ -58,6 +58,8 @@ WRONG = [
     ("attach --pid 1 --match x --from h:1 --bulk 0", "give a number from 1 to 16"),
     ("attach --pid 1 --match x --from h:1 --bulk 17", "give a number from 1 to 16"),
     ("handler --file x", "add --socket PATH"),
+    ("handler --socket x", "--file PATH"),
+    ("handler --socket x --file x --from h:1", "exclude each other"),
     ("handler --socket x --file x --max-vms 1025", "give a number from 1 to 1024"),
     ("attach --pid 1 --match x --from h:1 more", "'more' is no option"),
     ("attach --listen :0", "unknown option '--listen'"),

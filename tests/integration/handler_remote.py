@@ -16,7 +16,7 @@ def clones_share_what_crosses_the_network(folder):
     need_root()
     path = snapshot(folder, 16 * MIB)
     n = 8
-    with Serve("--file", path, "--max-rate", "16M") as s, ExitStack() as stack:
+    with Serve("--file", path, "--max-rate", "1M") as s, ExitStack() as stack:
         h = stack.enter_context(Handler(folder, "--from", s.address, "--plaintext"))
         vms = [stack.enter_context(Vmm(h, path, 12 * MIB, 4 * MIB, seed=i)) for i in range(n)]
         for vm in vms:

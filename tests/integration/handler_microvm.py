@@ -1,0 +1,50 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""A running guest that checks its own memory, restored from its snapshot by 'pageferry handler'."""
+import os
+import signal
+import sys
+
+from cli_support import Serve, main, need_root
+from handler_support import Handler
+from microvm_support import Monitor
+
+MEMORY = "32M"
+
+
+def start(*options):
+    return Monitor(os.path.abspath(sys.argv[2]), "--cpu", "native", "--memory", MEMORY, "--vcpus", "2", *options)
+
+
+def guest_is_restored_remotely(folder):
+    need_root()
+    path = os.path.join(folder, "guest.mem")
+    first = start()
+    first.tell("boot")
+    first.tell("reach 2000")
+    first.tell("stop")
+    first.tell(f"save {path}")
+    first.kill()
+    with Serve("--file", path, "--max-rate", "8M") as s, Handler(folder, "--from", s.address, "--plaintext") as h:
+        clones = [start() for _ in range(3)]
+        for vm in clones:
+            vm.tell(f"restore {path} {h.socket}")
+        for vm in clones:
+            vm.send("reach 3000")
+        os.kill(h.worker(), signal.SIGKILL)
+        h.event("restarted")
+        for vm in clones:
+            assert vm.answer()
+            said = vm.tell("verify")
+            assert said["bad"] == "0", said
+        h.events(*["vm-complete"] * len(clones))
+        for vm in clones:
+            # It is on its own now.
+            vm.tell("reach 4000")
+            assert vm.tell("verify")["bad"] == "0"
+            assert vm.end() == 0
+        assert h.stop()[0] == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main([guest_is_restored_remotely]))
