@@ -484,7 +484,9 @@ enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
 			   "the target has everything; the source's QEMU can be ended");
 	else if (f)
 		*f = s->story;
-	ferry_journal_close(&s->journal, outcome != FERRY_OUTCOME_WAITS);
+	if (outcome == FERRY_OUTCOME_AT_SOURCE && s->abort_untold)
+		ferry_source_keep_untold(s);
+	ferry_journal_close(&s->journal, outcome != FERRY_OUTCOME_WAITS && !s->abort_untold);
 	fini(s);
 	return outcome;
 }

@@ -49,7 +49,8 @@ struct ferry_switch_source {
 	bool state_started;  /* QEMU was told to write it */
 	bool state_over;     /* it has ended to do so, one way or the other */
 	bool state_complete; /* and says that all is written */
-	bool stopped_said;   /* Stopped was sent: the target may be waiting for our word */
+	bool stopped_said;   /* Stopped was sent: the target may have loaded the guest */
+	bool abort_untold;   /* and could not be told that the guest stays here */
 
 	uint64_t begin_ns, stop_ns, stopped_ns, loaded_ns, deadline_ns;
 	struct ferry_failure why;   /* of the latest event */
@@ -65,6 +66,9 @@ enum ferry_switch_event ferry_source_perform(struct ferry_switch_source *s,
 
 /* Loaded came: from the record that this makes on, the guest never runs here again. */
 enum ferry_switch_event ferry_source_record_commit(struct ferry_switch_source *s);
+
+/* The target waits for our word and could not be reached: the next one of us is to tell it. */
+void ferry_source_keep_untold(struct ferry_switch_source *s);
 
 /* Open the link again when it is time for it. */
 enum ferry_switch_event ferry_source_redial(struct ferry_switch_source *s);

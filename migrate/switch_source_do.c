@@ -20,6 +20,7 @@
 #define REDIAL_TIMEOUT_MS 1000
 #define REDIAL_MIN_MS	  50u
 #define REDIAL_MAX_MS	  1000u
+#define UNDO_TELL_MS	  2000u /* for the target to be told; the guest runs again by then */
 /* Stopping waits for the guest's disk writes that are under way. */
 #define STOP_TIMEOUT_MS	  60000
 #define CANCEL_TIMEOUT_MS 30000
@@ -153,6 +154,32 @@ static int run_on(struct ferry_switch_source *s, bool runs)
 			  "guest away, and it runs on here; begin anew, without --resume");
 }
 
+/* One before us could not tell its target that the guest stayed here. Best effort. */
+static void tell_untold(struct ferry_switch_source *s)
+{
+	struct ferry_message m = {.type = FERRY_FRAME_ABORT,
+				  .abort = {"an earlier attempt was undone: the guest runs at the source"}};
+	struct ferry_hello hello = {.side = FERRY_SIDE_SOURCE,
+				    .role = FERRY_ROLE_SWITCHOVER,
+				    .session = s->entry.session,
+				    .epoch = s->entry.takeovers << EPOCHS_EACH_BITS};
+	struct ferry_failure f = {0};
+	struct ferry_channel c;
+	int rc = ferry_channel_dial(&c, s->config->tls, &s->entry.addr, &hello, REDIAL_TIMEOUT_MS,
+				    s->config->stop_fd, &f);
+
+	if (!rc)
+		rc = ferry_channel_send(&c, &m, s->config->stop_fd);
+	if (rc < 0)
+		ferry_warn(s->config->log,
+			   "the target of an earlier attempt, which was undone, can't be told so (%s)",
+			   f.text);
+	else
+		ferry_info(s->config->log,
+			   "the target of an earlier attempt was told that the guest stayed here");
+	ferry_channel_close(&c);
+}
+
 /*
  * Was there one before us that was killed in the middle? Before the commit, all it has left is a
  * guest that stands still; after it, a target that waits for pages, and a guest that must never run
@@ -174,6 +201,12 @@ static enum ferry_switch_event look_back(struct ferry_switch_source *s)
 	if (rc < 0)
 		return vmm_failed(s, rc);
 	runs = !strcmp(status, "running");
+	if (s->entry.phase == FERRY_JOURNAL_UNDONE) {
+		tell_untold(s);
+		return s->config->recovery == FERRY_RECOVER_ONLY && nothing_to_resume(s)
+			       ? FERRY_EV_FAILED
+			       : FERRY_EV_NOTHING;
+	}
 	if (s->entry.phase < FERRY_JOURNAL_COMMITTED) {
 		rc = run_on(s, runs);
 		return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
@@ -556,17 +589,44 @@ static void cont_guest(struct ferry_switch_source *s)
 		s->why.text, why.text);
 }
 
-/* The target may hold a loaded guest and wait for our word; it would not give up by itself. */
+/* Once all of the device state is sent, the target may hold a loaded guest and wait for our word. */
+static void reach_target(struct ferry_switch_source *s)
+{
+	uint64_t end = ferry_now_ns() + (s->state_complete ? UNDO_TELL_MS : 0) *
+						(uint64_t)FERRY_NS_PER_MS;
+
+	while (open_link(s, REDIAL_TIMEOUT_MS, NULL) < 0 && ferry_now_ns() < end) {
+		if (ferry_net_wait(s->config->stop_fd, POLLIN, REDIAL_MIN_MS, -1) != -ETIMEDOUT)
+			return;
+	}
+}
+
 static void tell_abort(struct ferry_switch_source *s)
 {
+	bool told;
+
 	s->m = (struct ferry_message){.type = FERRY_FRAME_ABORT};
 	snprintf(s->m.abort.reason, sizeof(s->m.abort.reason), "%.*s", FERRY_MAX_TEXT - 1,
 		 s->why.text);
 	if (s->link.fd < 0 && s->stopped_said)
-		(void)open_link(s, REDIAL_TIMEOUT_MS, NULL);
-	if (s->link.fd >= 0)
-		(void)ferry_channel_send(&s->link, &s->m, -1);
+		reach_target(s);
+	told = s->link.fd >= 0 && !ferry_channel_send(&s->link, &s->m, -1);
+	s->abort_untold = !told && s->state_complete;
+	if (s->abort_untold)
+		ferry_warn(s->config->log,
+			   "the target could not be told that the guest stays here, and may wait for "
+			   "that word; the next 'pageferry migrate' of this guest tells it");
 	ferry_source_close_link(s);
+}
+
+void ferry_source_keep_untold(struct ferry_switch_source *s)
+{
+	struct ferry_failure f = {0};
+
+	s->entry.phase = FERRY_JOURNAL_UNDONE;
+	s->entry.takeovers++;
+	if (ferry_journal_update(&s->journal, &s->entry, &f) < 0)
+		ferry_warn(s->config->log, "%s", f.text);
 }
 
 static enum ferry_switch_event undo(struct ferry_switch_source *s, enum ferry_switch_action action)

@@ -22,6 +22,7 @@
 #include "base/util.h"
 
 #define TICK_MS		   100	 /* between two looks at the progress */
+#define REMIND_S	   30	 /* between two words about a source that is silent */
 #define PREPARE_TIMEOUT_MS 10000 /* for whoever took the seat to say what it wants */
 
 /* --- what may happen ------------------------------------------------------------------------ */
@@ -154,10 +155,38 @@ static bool is_filling(const struct ferry_switch_target *s)
 			     s->core.machine.state == FERRY_TGT_HELD);
 }
 
+/* The guest is loaded and the source has not said whether it is ours. */
+static bool is_left_alone(const struct ferry_switch_target *s)
+{
+	return s->core.machine.state == FERRY_TGT_LOADED && s->link.fd < 0;
+}
+
+static void remind(struct ferry_switch_target *s)
+{
+	uint64_t now = ferry_now_ns();
+
+	if (!is_left_alone(s)) {
+		s->alone_ns = s->remind_ns = 0;
+		return;
+	}
+	if (!s->alone_ns) {
+		s->alone_ns = now;
+		s->remind_ns = now + REMIND_S * FERRY_NS_PER_S;
+	}
+	if (now < s->remind_ns)
+		return;
+	s->remind_ns = now + REMIND_S * FERRY_NS_PER_S;
+	ferry_warn(s->config->log,
+		   "the guest is loaded here, and for %" PRIu64 " s the source has not said whether it "
+		   "was given up there: it stands still on this side; if it runs at the source, end "
+		   "this command and its QEMU",
+		   (now - s->alone_ns) / FERRY_NS_PER_S);
+}
+
 /* Wait for anything; the engine's news are an event of their own. */
 static enum ferry_switch_event wait_for_any(struct ferry_switch_target *s, unsigned int *ready)
 {
-	int timeout = s->deadline_ns || is_filling(s) ? TICK_MS : -1;
+	int timeout = s->deadline_ns || is_filling(s) || is_left_alone(s) ? TICK_MS : -1;
 	int rc;
 
 	if (is_filling(s)) {
@@ -214,6 +243,7 @@ static enum ferry_switch_event await(struct ferry_switch_target *s)
 		if (event)
 			return event;
 		report_progress(s, &reported_ns);
+		remind(s);
 		event = wait_for_any(s, &ready);
 		if (event)
 			return event;

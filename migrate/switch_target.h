@@ -42,6 +42,7 @@ struct ferry_switch_target {
 	bool loaded;	   /* and says that it has */
 
 	uint64_t begin_ns, deadline_ns;
+	uint64_t alone_ns, remind_ns; /* loaded and without a link since; when to say so again */
 	uint64_t rtt_ns;	      /* of the link, measured while the guest still ran */
 	uint64_t commit_ns;	      /* when Commit was read; 0 when one before us has read it */
 	uint64_t stopped_for_ns;      /* as it said */

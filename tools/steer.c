@@ -59,7 +59,8 @@ static json_t *answer_cancel(void *ctx, const json_t *request)
 	    fate == FERRY_FATE_COMMITTED)
 		return refusal("the guest has been given away to the target, and can't be had back: "
 			       "the source never runs it again; let the migration end");
-	kill(getpid(), SIGTERM);
+	/* To the thread that migrates: what it may call is little by now, and this is among it. */
+	(void)tgkill(getpid(), getpid(), SIGTERM);
 	return consent();
 }
 

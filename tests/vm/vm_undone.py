@@ -106,6 +106,21 @@ def link_gone(a):
     a.receive_ends(3 if a.point == "Loaded" else 1)
 
 
+def undone_and_told_later(lab):
+    """The target can't be reached when the source gives up. It waits, and the next migrate tells it."""
+    a = Attempt(lab, "Loaded")
+    a.link.go_down()
+    a.gate.open(forward=False)
+    a.undone()
+    assert a.receive.process.poll() is None
+    a.link.come_up()
+    again = lab.migrate(a.source, a.link.address)
+    a.receive_ends(1, "runs at the source")
+    again.end(1)
+    a.target.never_ran()
+    lab.stayed(a.source)
+
+
 def target_qemu_killed(a):
     a.target.kill()
     a.receive.end(1)
@@ -136,6 +151,7 @@ CASES = {}
 for f in FAULTS:
     CASES.update({f"{f.__name__}_at_{p}": case(f, p) for p in POINTS if p != "Loaded"})
     CASES[f"{f.__name__}_at_Loaded_then_second_attempt"] = second_attempt(f)
+CASES["undone_and_told_later"] = undone_and_told_later
 
 
 if __name__ == "__main__":
