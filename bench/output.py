@@ -54,7 +54,7 @@ def cells(r):
         number(ratio["median"]) if ratio else "",
         f"{number(ratio['min'])}-{number(ratio['max'])}" if ratio else
         f"{number(r['ours']['min'])}-{number(r['ours']['max'])}",
-        f"{goal['is']} {number(goal['ratio'])}" if goal else "",
+        f"{goal['is']} {goal['ratio']:.3g}" if goal else "",
         r["verdict"] or "",
         r["what"],
     )
@@ -73,7 +73,7 @@ def table(results):
 
 # --- the picture -----------------------------------------------------------------------------------
 
-LEFT, WIDTH, RIGHT, STEP, TOP = 190, 440, 210, 22, 64
+LEFT, WIDTH, RIGHT, STEP, TOP = 190, 440, 230, 22, 84
 DECADES = 1.5  # on each side of the goal
 COLOURS = {"met": "#2e7d32", "met?": "#8aa33a", "missed?": "#d98f2b", "missed": "#c62828"}
 
@@ -107,7 +107,7 @@ def picture(results):
     for i, r in enumerate(rows):
         y, ratio, colour = TOP + STEP * i + 6, r["ratio"], COLOURS[r["verdict"]]
         low, high = sorted((place(r, ratio["min"]), place(r, ratio["max"])))
-        goal = f'{r["goal"]["is"]} {number(r["goal"]["ratio"])}'
+        goal = f'{r["goal"]["is"]} {r["goal"]["ratio"]:.3g}'
         out += [
             f'<text x="{LEFT - 10}" y="{y + 4}" text-anchor="end">{escape(r["name"])}'
             f'<title>{escape(r["what"])}</title></text>',
