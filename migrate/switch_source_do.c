@@ -137,23 +137,6 @@ static int nothing_to_resume(struct ferry_switch_source *s)
 			  "killed after it had given the guest away");
 }
 
-/* It was killed before it gave the guest away: all it can have left is one that stands still. */
-static int run_on(struct ferry_switch_source *s, bool runs)
-{
-	int rc = 0;
-
-	if (!runs && !s->entry.paused) {
-		ferry_warn(s->config->log, "a process that was killed has left the guest standing "
-					   "still; it is resumed");
-		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
-	}
-	if (rc < 0 || s->config->recovery != FERRY_RECOVER_ONLY)
-		return rc;
-	return ferry_fail(&s->why, FERRY_REFUSE, -ENOENT,
-			  "there is nothing to resume: the process that was killed had not given the "
-			  "guest away, and it runs on here; begin anew, without --resume");
-}
-
 /* One before us could not tell its target that the guest stayed here. Best effort. */
 static void tell_untold(struct ferry_switch_source *s)
 {
@@ -178,6 +161,28 @@ static void tell_untold(struct ferry_switch_source *s)
 		ferry_info(s->config->log,
 			   "the target of an earlier attempt was told that the guest stayed here");
 	ferry_channel_close(&c);
+}
+
+/* It was killed before it gave the guest away: all it can have left is one that stands still. */
+static int run_on(struct ferry_switch_source *s, bool runs)
+{
+	int rc = 0;
+
+	if (!runs && !s->entry.paused) {
+		ferry_warn(s->config->log, "a process that was killed has left the guest standing "
+					   "still; it is resumed");
+		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
+	}
+	if (rc < 0)
+		return rc;
+	/* The target may have loaded the guest since, and wait for a word. */
+	s->entry.takeovers++;
+	tell_untold(s);
+	if (s->config->recovery != FERRY_RECOVER_ONLY)
+		return 0;
+	return ferry_fail(&s->why, FERRY_REFUSE, -ENOENT,
+			  "there is nothing to resume: the process that was killed had not given the "
+			  "guest away, and it runs on here; begin anew, without --resume");
 }
 
 /*
