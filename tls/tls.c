@@ -58,8 +58,10 @@ void ferry_tls_free(struct ferry_tls *t)
 
 static void dial_done(struct ferry_relay *r, void *ctx)
 {
-	(void)r;
+	/* Whoever waits takes the lock before it closes the descriptor. */
+	pthread_mutex_lock(&r->tls->lock);
 	eventfd_write(*(int *)ctx, 1);
+	pthread_mutex_unlock(&r->tls->lock);
 }
 
 /* Waits for the handshake, whose time is limited. */
