@@ -20,6 +20,7 @@
 #include "base/net.h"
 #include "handler/handler.h"
 #include "handler/keeper.h"
+#include "tools/confine.h"
 #include "tools/isolation.h"
 #include "tools/job.h"
 #include "tools/json.h"
@@ -332,7 +333,8 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 		return rc;
 	h->job.report.more_ctx = h;
 	h->job.report.more = more_status;
-	return job_start(&h->job, f);
+	rc = job_start(&h->job, f);
+	return rc < 0 ? rc : confine(CONFINE_SERVES | CONFINE_READS, f);
 }
 
 static void tell_restart(struct handler *h, const struct ferry_worker_start *begin)

@@ -68,6 +68,7 @@ static const char *const always[] = {
 	"rename",
 	"renameat",
 	"renameat2",
+	"rmdir",
 	"stat",
 	"statfs",
 	"statx",
