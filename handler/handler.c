@@ -170,6 +170,8 @@ static void add_vm(struct ferry_handler *h, uint64_t id, int conn, int uffd, int
 					 .message = message,
 					 .message_bytes = message_bytes,
 					 .image = h->config.image,
+					 .record = h->config.record,
+					 .replay = h->config.replay,
 					 .stop_fd = h->stop_fd,
 					 .log = h->config.log,
 					 .keep = keep,

@@ -22,6 +22,7 @@ struct ferry_image_view {
 	struct ferry_server *server;			 /* owned */
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	uint32_t n_sources;
+	struct ferry_replay_lists lists; /* owned */
 	int socket_fd; /* owned; the socket's inode, without a name in any folder */
 	struct ferry_addr address;
 	pthread_t survey; /* finds the holes */
@@ -34,8 +35,9 @@ struct ferry_image {
 	struct ferry_cache *cache; /* owned; NULL for a file */
 	int fd;			   /* borrowed: the file, or the cache's */
 	uint64_t bytes;
-	pthread_mutex_t bell_lock; /* of views' servers coming and going, for who rings */
-	pthread_mutex_t lock;	   /* of what follows */
+	struct ferry_replay *replay; /* borrowed; NULL for none */
+	pthread_mutex_t bell_lock;   /* of views' servers coming and going, for who rings */
+	pthread_mutex_t lock;	     /* of what follows */
 	struct ferry_image_view *views[MAX_VIEWS]; /* owned */
 };
 
@@ -50,6 +52,8 @@ static void view_free(struct ferry_image_view *v)
 	ferry_server_free(v->server);
 	for (uint32_t i = 0; i < v->n_sources; i++)
 		ferry_source_free(v->sources[i]);
+	free(v->lists.first);
+	free(v->lists.last);
 	ferry_close(v->socket_fd);
 	free(v);
 }
@@ -140,6 +144,12 @@ static int open_view(struct ferry_image *i, struct ferry_image_view *v, struct f
 
 	for (uint32_t n = 0; n < v->layout.n_regions && !rc; n++)
 		rc = open_source(i, v, n, f);
+	if (!rc && i->replay && ferry_replay_lists(i->replay, &v->layout, &v->lists) < 0)
+		rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "working set");
+	config.first = v->lists.first;
+	config.n_first = v->lists.n_first;
+	config.last = v->lists.last;
+	config.n_last = v->lists.n_last;
 	if (!rc)
 		rc = ferry_server_new(&v->server, &config, f);
 	if (rc < 0)
@@ -248,6 +258,25 @@ int ferry_image_open(struct ferry_image **out, const struct ferry_image_config *
 	else
 		*out = i;
 	return rc;
+}
+
+uint64_t ferry_image_bytes(const struct ferry_image *i)
+{
+	return i->bytes;
+}
+
+void ferry_image_replay(struct ferry_image *i, struct ferry_replay *r)
+{
+	i->replay = r;
+}
+
+void ferry_image_push_first(struct ferry_image *i, bool first)
+{
+	pthread_mutex_lock(&i->bell_lock);
+	for (uint32_t n = 0; n < MAX_VIEWS; n++)
+		if (i->views[n])
+			ferry_server_push_first(i->views[n]->server, first);
+	pthread_mutex_unlock(&i->bell_lock);
 }
 
 enum ferry_target_event ferry_image_news(struct ferry_image *i, struct ferry_failure *f)

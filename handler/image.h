@@ -13,6 +13,7 @@
 
 #include "base/addr.h"
 #include "base/log.h"
+#include "handler/replay.h"
 #include "handler/vmm_message.h"
 #include "uffd/target.h"
 
@@ -34,6 +35,13 @@ int ferry_image_open(struct ferry_image **out, const struct ferry_image_config *
 		     struct ferry_failure *f);
 
 /* What the page server that the image comes from does. Without one: nothing, and 100 %. */
+uint64_t ferry_image_bytes(const struct ferry_image *i);
+
+/* Begin each VM's push with this working set. Before the first _use. @r: borrowed until _close. */
+void ferry_image_replay(struct ferry_image *i, struct ferry_replay *r);
+/* Whether to do so from now on. */
+void ferry_image_push_first(struct ferry_image *i, bool first);
+
 enum ferry_target_event ferry_image_news(struct ferry_image *i, struct ferry_failure *f);
 void ferry_image_stats(struct ferry_image *i, struct ferry_target_stats *out);
 

@@ -23,8 +23,11 @@ struct ferry_vm {
 	char *text;		       /* owned: the message */
 	pthread_t thread;
 	struct ferry_vmm_message message;
-	struct ferry_image_view *view; /* of the image; in use */
-	void *kept;		       /* owned mapping */
+	struct ferry_image_view *view;	   /* of the image; in use */
+	struct ferry_record_vm *recording; /* owned; NULL when there is none */
+	bool recorded;
+	struct ferry_replay_vm replay;
+	void *kept; /* owned mapping */
 	size_t kept_bytes;
 	_Atomic int pid;
 	_Atomic enum ferry_vm_state state;
@@ -93,6 +96,28 @@ static int map_kept(struct ferry_vm *vm, size_t bytes, struct ferry_failure *f)
 	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "the keeper") : 0;
 }
 
+/* Fault thread. */
+static void note_fault(void *arg, uint32_t region, uint64_t page)
+{
+	struct ferry_vm *vm = arg;
+	const struct ferry_vmm_region *r = &vm->message.regions[region];
+	uint64_t offset = r->offset + page * r->page_bytes;
+
+	if (vm->recording)
+		ferry_record_fault(vm->recording, offset);
+	if (vm->config.replay)
+		ferry_replay_fault(vm->config.replay, &vm->replay, offset);
+}
+
+static bool wants_zero(void *arg, uint32_t region, uint64_t page)
+{
+	struct ferry_vm *vm = arg;
+	const struct ferry_vmm_region *r = &vm->message.regions[region];
+
+	return vm->config.replay &&
+	       ferry_replay_has(vm->config.replay, r->offset + page * r->page_bytes);
+}
+
 static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct ferry_failure *f)
 {
 	struct ferry_target_region regions[FERRY_MAX_REGIONS];
@@ -102,6 +127,7 @@ static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct fe
 		.n_regions = vm->message.n_regions,
 		/* The VMM registered them; if we fail they stay so. */
 		.adopt = true,
+		.hooks = {.ctx = vm, .faulted = note_fault, .wants_zero = wants_zero},
 		.no_trace = true,
 		.no_checksum = true, /* the pages come from this process */
 		.log = vm->config.log,
@@ -132,6 +158,10 @@ static int open_vm(struct ferry_vm *vm, struct ferry_failure *f)
 	for (uint32_t i = 0; i < vm->message.n_regions; i++)
 		bytes += vm->message.regions[i].bytes;
 	atomic_store(&vm->ram_bytes, bytes);
+	/* One that was served before has begun long ago. */
+	if (vm->config.record && vm->config.known < 0 &&
+	    ferry_record_begin(vm->config.record, &vm->recording) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "recording");
 	rc = ferry_image_use(vm->config.image, &vm->message, &vm->view, f);
 	if (rc < 0)
 		return rc;
@@ -200,13 +230,39 @@ static enum ferry_vm_state connect_image(struct ferry_vm *vm)
 	return state;
 }
 
+/* What was touched so far is the working set. */
+static void end_recording(struct ferry_vm *vm)
+{
+	struct ferry_failure f = {0};
+	uint64_t n_pages;
+
+	if (!vm->recorded && ferry_record_end(vm->config.record, vm->recording, &n_pages, &f) < 0)
+		tell(vm, FERRY_VM_FILLING, &f);
+	vm->recorded = true;
+}
+
+/* How long until the recording ends, and the push may begin. -1: for ever. */
+static int recording_ms(struct ferry_vm *vm)
+{
+	uint64_t since = ferry_now_ns() - atomic_load(&vm->since_ns);
+
+	if (!vm->recording || vm->recorded)
+		return -1;
+	if (since < FERRY_RECORD_NS)
+		return (int)((FERRY_RECORD_NS - since) / FERRY_NS_PER_MS) + 1;
+	end_recording(vm);
+	ferry_target_push(vm->target);
+	return -1;
+}
+
 static enum ferry_vm_state fill(struct ferry_vm *vm)
 {
 	enum ferry_vm_state state = connect_image(vm);
 
 	if (state != FERRY_VM_FILLING)
 		return state;
-	ferry_target_push(vm->target);
+	if (!vm->recording)
+		ferry_target_push(vm->target);
 	for (;;) {
 		struct ferry_failure f = {0};
 
@@ -220,7 +276,7 @@ static enum ferry_vm_state fill(struct ferry_vm *vm)
 			tell(vm, FERRY_VM_FILLING, &f);
 			break;
 		default:
-			state = wait_for_news(vm, -1);
+			state = wait_for_news(vm, recording_ms(vm));
 			if (state != FERRY_VM_FILLING)
 				return state;
 		}
@@ -259,6 +315,11 @@ static void *vm_main(void *arg)
 		state = fill(vm);
 	}
 	atomic_store(&vm->until_ns, ferry_now_ns());
+	if (vm->recording && rc >= 0)
+		end_recording(vm);
+	if (vm->config.replay && state == FERRY_VM_COMPLETE)
+		ferry_image_push_first(vm->config.image,
+				       ferry_replay_done(vm->config.replay, &vm->replay));
 	end_target(vm);
 	tell(vm, state, state == FERRY_VM_REFUSED ? &f : NULL);
 	atomic_store(&vm->ended, true);
@@ -272,6 +333,7 @@ static void vm_free(struct ferry_vm *vm)
 	ferry_close(vm->config.conn);
 	ferry_close(vm->config.uffd);
 	ferry_close(vm->config.known);
+	free(vm->recording);
 	if (vm->kept)
 		munmap(vm->kept, vm->kept_bytes);
 	pthread_mutex_destroy(&vm->lock);

@@ -17,6 +17,7 @@
 #include <sys/types.h>
 
 #include "handler/image.h"
+#include "handler/record.h"
 #include "uffd/target.h"
 
 enum ferry_vm_state {
@@ -38,6 +39,8 @@ struct ferry_vm_config {
 	const char *message;   /* copied */
 	uint32_t message_bytes;
 	struct ferry_image *image;   /* borrowed until _free, as the others */
+	struct ferry_record *record; /* its working set is recorded there; NULL for none */
+	struct ferry_replay *replay; /* that the image has; NULL for none */
 	int stop_fd;		     /* readable: end, whatever is missing */
 	const struct ferry_log *log; /* may be NULL */
 

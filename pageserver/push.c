@@ -30,12 +30,14 @@
 #define STACK_BYTES (128 * FERRY_KIB)
 #define LOW_NICE    5 /* where the loop has no higher priority than others */
 /* A limited push goes out in about this many sendmsg a second, to leave the link free between. */
-#define PACED_SENDS 200
-#define MIN_PACED   (16u * FERRY_KIB)
+#define PACED_SENDS   200
+#define MIN_PACED     (16u * FERRY_KIB)
 #define PAUSE_LOOK_MS 50 /* how often a push that is paused looks whether it still is */
 /* Runs that a gated source is waited for, before no others are looked at. */
 #define PARKED_MAX    64u
 #define PARKED_MAX_MS 16
+/* The same for those that are asked for: what threads wait for must not wait long behind them. */
+#define LISTED_MAX 8u
 
 struct lane {
 	int fd; /* the connection's, as the next */
@@ -59,6 +61,9 @@ struct ferry_push {
 	int result;
 	struct ferry_run failed;
 
+	uint32_t n_first, n_last; /* of the server's lists: taken */
+	bool is_listed;		  /* the list of what comes first is not at its end */
+	struct ferry_run rest;	  /* of the list's run at hand */
 	bool no_more_holes;
 	struct ferry_run parked[PARKED_MAX]; /* claimed, but a gated source has not got them yet */
 	uint32_t n_parked;
@@ -113,11 +118,35 @@ static int pace(struct ferry_push *p)
 
 /* --- a lane's next frames ----------------------------------------------------------------- */
 
+/* The next of a list of runs, from @at on. */
+static bool claim_listed(struct ferry_push *p, const struct ferry_run *list, uint32_t n,
+			 uint32_t *at, bool put_back, uint32_t max_bytes, struct ferry_run *run)
+{
+	for (;;) {
+		if (!p->rest.n_pages) {
+			if (*at == n)
+				return false;
+			p->rest = list[(*at)++];
+			if (put_back)
+				ferry_session_put_back(p->session, &p->rest);
+		}
+		if (ferry_session_next_of(p->session, &p->rest, max_bytes, run))
+			return true;
+	}
+}
+
 static bool claim_run(struct ferry_push *p, uint32_t max_bytes, struct ferry_run *run)
 {
+	const struct ferry_server_config *c = &p->server->config;
+
+	p->is_listed = p->is_listed &&
+		       claim_listed(p, c->first, c->n_first, &p->n_first, false, max_bytes, run);
+	if (p->is_listed)
+		return true;
 	if (!p->no_more_holes && !ferry_session_next_hole(p->session, run))
 		p->no_more_holes = true;
-	return !p->no_more_holes || ferry_session_next_run(p->session, max_bytes, run);
+	return !p->no_more_holes || ferry_session_next_run(p->session, max_bytes, run) ||
+	       claim_listed(p, c->last, c->n_last, &p->n_last, true, max_bytes, run);
 }
 
 static bool take_parked(struct ferry_push *p, struct ferry_run *run)
@@ -141,8 +170,9 @@ static int next_run(struct ferry_push *p, const struct lane *l, uint32_t max_byt
 		struct ferry_run run;
 		bool found = take_parked(p, &run);
 
-		while (!found && p->n_parked < PARKED_MAX && claim_run(p, max_bytes, &run)) {
-			found = ferry_server_has(p->server, &run, false);
+		while (!found && p->n_parked < (p->is_listed ? LISTED_MAX : PARKED_MAX) &&
+		       claim_run(p, max_bytes, &run)) {
+			found = ferry_server_has(p->server, &run, p->is_listed);
 			if (!found)
 				p->parked[p->n_parked++] = run;
 		}
@@ -386,6 +416,9 @@ int ferry_push_start(struct ferry_peer *peer)
 	p->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->tokens_ns = ferry_now_ns();
 	atomic_init(&p->rate, peer->push_rate);
+	p->is_listed = !atomic_load(&p->server->no_first);
+	for (uint32_t i = 0; i < p->server->config.n_last; i++)
+		ferry_session_put_off(p->session, &p->server->config.last[i]);
 	rc = p->stop_fd < 0 ? -errno : init_lanes(p, peer);
 	if (!rc)
 		rc = start_thread(p);

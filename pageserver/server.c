@@ -266,6 +266,11 @@ void ferry_server_free(struct ferry_server *s)
 	fini(s);
 }
 
+void ferry_server_push_first(struct ferry_server *s, bool first)
+{
+	atomic_store(&s->no_first, !first);
+}
+
 void ferry_server_arrived(struct ferry_server *s)
 {
 	if (atomic_exchange(&s->awaits, false))

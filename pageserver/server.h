@@ -35,6 +35,12 @@ struct ferry_server_config {
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
 	bool no_checksum;	       /* don't offer checksums of pages */
 	const struct ferry_log *log;   /* borrowed; may be NULL */
+	/*
+	 * Runs that each push begins with, in this order, before holes; of a gated source they are
+	 * asked for. And runs that it ends with. Inside of the layout; borrowed until _free.
+	 */
+	const struct ferry_run *first, *last;
+	uint32_t n_first, n_last;
 };
 
 /* What happened so far, over all sessions, except where it says otherwise. */
@@ -95,6 +101,9 @@ void ferry_server_hold(struct ferry_server *s);
 
 /* Let all pushes wait, or go on; requests are answered all the same. Any thread. */
 void ferry_server_pause(struct ferry_server *s, bool paused);
+/* Do pushes that begin from now on begin with ->first? They do at the start. Any thread. */
+void ferry_server_push_first(struct ferry_server *s, bool first);
+
 /* Any thread: a gated source has more than before. */
 void ferry_server_arrived(struct ferry_server *s);
 

@@ -298,6 +298,7 @@ struct ferry_server {
 	int wake_fd;  /* owned; eventfd */
 	atomic_bool stopping;
 	bool is_raised; /* the loop thread has a higher priority; set before it does anything */
+	atomic_bool no_first; /* pushes don't begin with config.first */
 	atomic_bool awaits;   /* a request waits for a gated source */
 	atomic_bool serving;  /* requests are answered */
 	atomic_bool surveyed; /* and the holes are known, so that pushes may begin */

@@ -274,6 +274,36 @@ bool ferry_session_next_run(struct ferry_session *s, uint32_t max_bytes, struct 
 	return ferry_push_order_next(s->order, max_bytes, run);
 }
 
+bool ferry_session_next_of(struct ferry_session *s, struct ferry_run *rest, uint32_t max_bytes,
+			   struct ferry_run *run)
+{
+	struct ferry_bitmap *sent = &s->sent[rest->region];
+	uint32_t page_bytes = s->pages->layout.regions[rest->region].page_bytes;
+	size_t end = rest->first_page + rest->n_pages, most = FERRY_MAX(max_bytes / page_bytes, 1u);
+	size_t first = ferry_bitmap_next_clear(sent, rest->first_page, end);
+	size_t to = ferry_bitmap_next_set(sent, first, FERRY_MIN(first + most, end));
+
+	rest->n_pages = (uint32_t)(end - to);
+	rest->first_page = to;
+	if (first == end)
+		return false;
+	ferry_bitmap_set_range(sent, first, to - first);
+	*run = (struct ferry_run){.region = rest->region,
+				  .first_page = first,
+				  .n_pages = (uint32_t)(to - first)};
+	return true;
+}
+
+void ferry_session_put_off(struct ferry_session *s, const struct ferry_run *run)
+{
+	ferry_bitmap_set_range(&s->sent[run->region], run->first_page, run->n_pages);
+}
+
+void ferry_session_put_back(struct ferry_session *s, const struct ferry_run *run)
+{
+	ferry_bitmap_clear_range(&s->sent[run->region], run->first_page, run->n_pages);
+}
+
 void ferry_session_pushed(struct ferry_session *s)
 {
 	ferry_machine_move(&s->machine, FERRY_SESSION_PUSHED);

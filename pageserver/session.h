@@ -110,6 +110,17 @@ int ferry_session_request(struct ferry_session *s, const struct ferry_page_reque
 bool ferry_session_next_hole(struct ferry_session *s, struct ferry_run *run);
 bool ferry_session_next_run(struct ferry_session *s, uint32_t max_bytes, struct ferry_run *run);
 
+/*
+ * The next part of @rest that was not sent; claimed, and cut off from @rest with what is before it.
+ * Return: false when nothing of it is left.
+ */
+bool ferry_session_next_of(struct ferry_session *s, struct ferry_run *rest, uint32_t max_bytes,
+			   struct ferry_run *run);
+
+/* Put a run off: it counts as sent, so that nobody proposes it, until it is put back. */
+void ferry_session_put_off(struct ferry_session *s, const struct ferry_run *run);
+void ferry_session_put_back(struct ferry_session *s, const struct ferry_run *run);
+
 /* Everything went out. */
 void ferry_session_pushed(struct ferry_session *s);
 

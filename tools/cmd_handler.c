@@ -53,6 +53,17 @@ static const struct option_def handler_options[] = {
 	 .kind = OPTION_ADDR_DIAL,
 	 OPTION_AT(from)},
 	OPTIONS_SECURE_DIAL,
+	{.name = "record",
+	 .arg = "FILE",
+	 .help = "record which pages each VM touches in its first 10 seconds, and add them to the "
+		 "working set in this file; nothing is pushed meanwhile",
+	 .kind = OPTION_TEXT,
+	 OPTION_AT(record)},
+	{.name = "replay",
+	 .arg = "FILE",
+	 .help = "push the working set in this file first",
+	 .kind = OPTION_TEXT,
+	 OPTION_AT(replay)},
 	{.name = "max-vms",
 	 .arg = "N",
 	 .help = "VMs at a time, 1 to 1024 (default: 64); others wait until one is complete",
@@ -80,6 +91,10 @@ static int check(const struct options *o, struct ferry_failure *f)
 			"server that has it with --from ADDR",
 			o->file ? "--file and --from exclude each other"
 				: "there is nothing to restore from");
+	if (o->record && o->replay)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--record and --replay exclude each other; record first, then "
+				  "replay");
 	return secure_check(o, o->from.given ? &o->from.addr : NULL, f);
 }
 
@@ -95,6 +110,8 @@ struct handler {
 	struct job job;
 	const struct setup *setup;
 	struct ferry_image *image;     /* owned */
+	struct ferry_record *record;   /* owned; NULL for none */
+	struct ferry_replay *replay;   /* owned; NULL for none */
 	struct ferry_handler *handler; /* owned */
 	struct ferry_handler_stats stats;
 	struct ferry_target_stats image_stats;
@@ -122,6 +139,28 @@ static void put_counts(json_t *o, const struct ferry_handler_stats *s)
 	json_put_count(o, "vms_complete", s->n_complete);
 	json_put_count(o, "vms_gone", s->n_gone);
 	json_put_count(o, "vms_refused", s->n_refused);
+}
+
+/* What the working set is good for. */
+static void put_replay(json_t *o, const struct handler *h)
+{
+	struct ferry_replay_stats s;
+	json_t *replay;
+
+	if (!h->replay)
+		return;
+	ferry_replay_stats(h->replay, &s);
+	replay = json_object();
+	json_put_count(replay, "pages", s.pages);
+	json_put_count(replay, "vms", s.n_vms);
+	json_put_count(replay, "samples", s.samples_seen);
+	json_put_count(replay, "hits", s.hits);
+	json_put(replay, "hit_rate",
+		 json_real(s.samples_seen ? (double)s.hits / (double)s.samples_seen : 0));
+	json_put_count(replay, "late", s.late);
+	json_put_count(replay, "missed", s.missed);
+	json_put(replay, "pushed_first", json_boolean(s.is_first));
+	json_put(o, "replay", replay);
 }
 
 /* What crossed the network, once for all VMs. */
@@ -160,6 +199,7 @@ static void more_status(void *ctx, json_t *status)
 	}
 	json_put(status, "vm_list", list);
 	put_source(status, h);
+	put_replay(status, h);
 }
 
 static void tell_vm(struct handler *h, const struct ferry_handler_event *e)
@@ -242,6 +282,7 @@ static int finish(struct handler *h, const struct ferry_failure *f, int status)
 	put_counts(o, &h->stats);
 	json_put_all(o, json_target(&h->stats.target));
 	put_source(o, h);
+	put_replay(o, h);
 	json_put(o, "total_ms", json_ms(total_ns));
 	summary_target(&h->stats.target, h->stats.ram_bytes, total_ns, 0, text, sizeof(text));
 	if (status == EXIT_DONE)
@@ -298,6 +339,29 @@ static int serve(struct handler *h)
 
 /* --- the worker: start ------------------------------------------------------------------------ */
 
+/* Working sets, once it is known how large the snapshot is. */
+static int open_sets(struct handler *h, struct ferry_failure *f)
+{
+	const struct options *o = h->setup->o;
+	uint64_t bytes = ferry_image_bytes(h->image);
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	int rc;
+
+	if (o->record)
+		return ferry_record_open(&h->record, o->record, bytes, f);
+	if (!o->replay)
+		return 0;
+	rc = ferry_record_read(o->replay, &text, &len, f);
+	if (!rc)
+		rc = ferry_replay_open(&h->replay, bytes, text, len, f);
+	if (rc < 0)
+		ferry_fail_prefix(f, "--replay");
+	else
+		ferry_image_replay(h->image, h->replay);
+	return rc;
+}
+
 static int start(struct handler *h, const struct ferry_worker_start *begin, struct ferry_failure *f)
 {
 	const struct options *o = h->setup->o;
@@ -327,7 +391,12 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 	rc = ferry_image_open(&h->image, &image, f);
 	if (rc < 0)
 		return rc;
+	rc = open_sets(h, f);
+	if (rc < 0)
+		return rc;
 	handler.image = h->image;
+	handler.record = h->record;
+	handler.replay = h->replay;
 	rc = ferry_handler_new(&h->handler, &handler, f);
 	if (rc < 0)
 		return rc;
@@ -370,6 +439,8 @@ static int work(void *setup, const struct ferry_worker_start *begin)
 	job_close(&h.job);
 	ferry_handler_free(h.handler);
 	ferry_image_close(h.image);
+	ferry_record_close(h.record);
+	ferry_replay_close(h.replay);
 	return status;
 }
 

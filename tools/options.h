@@ -43,7 +43,7 @@ struct options {
 	const char *qmp, *control;
 	const char *tls, *tls_hostname, *tls_peer, *psk;
 	const char *file; /* an operand, or the one of a command that takes one */
-	const char *socket, *user;
+	const char *socket, *user, *record, *replay;
 	uint32_t max_vms;
 	const char *output, *trace, *format;
 	struct option_texts files, matches;

@@ -108,6 +108,22 @@ static int serve_waiting(struct ferry_target *t, const struct ferry_run *run)
 	return 0;
 }
 
+/* Zeros that will be touched soon are placed, where that costs less than a fault. */
+static int place_wanted(struct ferry_target *t, const struct ferry_run *run)
+{
+	uint64_t end = run->first_page + run->n_pages;
+	int rc = 0;
+
+	/* Larger ones are left to the kernel, which has no faults for us then. */
+	if (!t->hooks.wants_zero ||
+	    (uint64_t)run->n_pages * t->regions[run->region].info.desc.page_bytes >= MIN_HOLE_BYTES)
+		return 0;
+	for (uint64_t page = run->first_page; page < end && !rc; page++)
+		if (t->hooks.wants_zero(t->hooks.ctx, run->region, page))
+			rc = ferry_engine_fill_zero(t, run->region, page);
+	return rc;
+}
+
 static int fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
 		uint32_t *done, uint32_t *n_new)
 {
@@ -117,6 +133,8 @@ static int fill(struct ferry_target *t, const struct ferry_run *run, const void 
 	if (!data) {
 		*n_new += (uint32_t)ferry_pager_said_zero(&t->pager, run);
 		rc = serve_waiting(t, run);
+		if (!rc)
+			rc = place_wanted(t, run);
 		if (!rc)
 			*done = run->n_pages;
 		return rc;

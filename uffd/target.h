@@ -50,6 +50,8 @@ struct ferry_target_hooks {
 	void (*faulted)(void *ctx, uint32_t region, uint64_t page);
 	/* Fault thread and bulk receivers: a run is known now. */
 	void (*known)(void *ctx, const struct ferry_run *run);
+	/* The same: a page is said to be zero; is it to be there before it is touched? */
+	bool (*wants_zero)(void *ctx, uint32_t region, uint64_t page);
 };
 
 /* What to do about a page that the source says it can't have any more. */

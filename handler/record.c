@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "handler/record.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/util.h"
+#include "handler/working_set.h"
+
+#define FILE_MAX  (256u * FERRY_MIB)
+#define PAGES_MAX (1u << 20) /* of one recording: 4 GiB */
+
+struct ferry_record {
+	const char *path;
+	pthread_mutex_t lock; /* of the set and the file */
+	struct ferry_working_set set;
+};
+
+struct ferry_record_vm {
+	_Atomic size_t n;
+	size_t room;
+	uint64_t pages[];
+};
+
+int ferry_record_read(const char *path, char **text, size_t *len, struct ferry_failure *f)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	_cleanup_free_ char *to = NULL;
+	struct stat st;
+	ssize_t n;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "%s", path);
+	if (st.st_size > FILE_MAX)
+		return ferry_fail(f, FERRY_REFUSE, -EFBIG, "%s: too large for a working set", path);
+	to = malloc((size_t)st.st_size + 1);
+	if (!to)
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "%s", path);
+	n = read(fd, to, (size_t)st.st_size);
+	if (n != st.st_size)
+		return ferry_fail_errno(f, FERRY_REFUSE, n < 0 ? -errno : -EIO, "%s", path);
+	*len = (size_t)n;
+	*text = TAKE_PTR(to);
+	return 0;
+}
+
+static int load(struct ferry_record *r, struct ferry_failure *f)
+{
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	int rc = ferry_record_read(r->path, &text, &len, f);
+
+	if (rc == -ENOENT)
+		return 0;
+	if (!rc)
+		rc = ferry_working_set_parse(&r->set, text, len, f);
+	if (rc == -EBADMSG)
+		ferry_fail_prefix(f, "%s", r->path);
+	return rc;
+}
+
+int ferry_record_open(struct ferry_record **out, const char *path, uint64_t bytes,
+		      struct ferry_failure *f)
+{
+	struct ferry_record *r = calloc(1, sizeof(*r));
+	int rc;
+
+	if (!r)
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "recording");
+	r->path = path;
+	pthread_mutex_init(&r->lock, NULL);
+	rc = ferry_working_set_init(&r->set, bytes);
+	if (rc < 0)
+		ferry_fail_errno(f, FERRY_REFUSE, rc, "recording");
+	else
+		rc = load(r, f);
+	if (rc < 0)
+		ferry_record_close(r);
+	else
+		*out = r;
+	return rc;
+}
+
+void ferry_record_close(struct ferry_record *r)
+{
+	if (!r)
+		return;
+	ferry_working_set_fini(&r->set);
+	pthread_mutex_destroy(&r->lock);
+	free(r);
+}
+
+int ferry_record_begin(struct ferry_record *r, struct ferry_record_vm **out)
+{
+	size_t room = FERRY_MIN(r->set.n_pages, (uint64_t)PAGES_MAX);
+	struct ferry_record_vm *vm = calloc(1, sizeof(*vm) + room * sizeof(vm->pages[0]));
+
+	if (!vm)
+		return -ENOMEM;
+	vm->room = room;
+	*out = vm;
+	return 0;
+}
+
+void ferry_record_fault(struct ferry_record_vm *vm, uint64_t offset)
+{
+	size_t n = atomic_load_explicit(&vm->n, memory_order_relaxed);
+
+	if (n == vm->room)
+		return;
+	vm->pages[n] = offset / FERRY_PAGE_SIZE_DEFAULT;
+	atomic_store_explicit(&vm->n, n + 1, memory_order_release);
+}
+
+/* Whole, or not at all. */
+static int store(struct ferry_record *r, struct ferry_failure *f)
+{
+	_cleanup_free_ char *text = NULL;
+	_cleanup_close_ int fd = -1;
+	char tmp[4096];
+	size_t len;
+	int rc = ferry_working_set_print(&r->set, &text, &len);
+
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", r->path);
+	if (snprintf(tmp, sizeof(tmp), "%s.new", r->path) >= (int)sizeof(tmp))
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENAMETOOLONG, "%s", r->path);
+	fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+	if (fd < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "%s", tmp);
+	for (size_t at = 0; at < len;) {
+		ssize_t n = write(fd, text + at, len - at);
+
+		if (n < 0)
+			return ferry_fail_errno(f, FERRY_REFUSE, -errno, "%s", tmp);
+		at += (size_t)n;
+	}
+	if (fsync(fd) < 0 || rename(tmp, r->path) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "%s", r->path);
+	return 0;
+}
+
+int ferry_record_end(struct ferry_record *r, struct ferry_record_vm *vm, uint64_t *n_pages,
+		     struct ferry_failure *f)
+{
+	size_t n = atomic_load_explicit(&vm->n, memory_order_acquire);
+	int rc;
+
+	*n_pages = n;
+	pthread_mutex_lock(&r->lock);
+	ferry_working_set_add(&r->set, vm->pages, n);
+	rc = store(r, f);
+	pthread_mutex_unlock(&r->lock);
+	return rc;
+}

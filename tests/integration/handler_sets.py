@@ -1,0 +1,108 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Working sets: recorded while VMs start, and pushed first when they start again."""
+import os
+import sys
+
+from cli_support import PAGE, Serve, main, need_root, run, wait_for
+from handler_support import MIB, Handler, Vmm, snapshot
+
+SIZE = 64 * MIB
+
+
+def pages_of(path):
+    with open(path, encoding="ascii") as f:
+        return sum(int(line.split()[2]) for line in list(f)[1:]) // PAGE
+
+
+def record(folder, source, path, seed, into):
+    with Handler(folder, *source, "--record", into) as h:
+        with Vmm(h, path, SIZE // 2, SIZE // 2) as vm:
+            vm.connected().good("touch", 600, 2, seed)
+        h.event("vm-gone")
+        assert h.stop()[0] == 0
+
+
+def recordings_are_put_together(folder):
+    need_root()
+    path, into = snapshot(folder, SIZE), os.path.join(folder, "guest.set")
+    record(folder, ["--file", path], path, 7, into)
+    one = pages_of(into)
+    assert 300 < one <= 600, one
+    record(folder, ["--file", path], path, 99, into)
+    assert one < pages_of(into) <= 1200
+    record(folder, ["--file", path], path, 7, into)
+    with open(into, encoding="ascii") as f:
+        assert f.readline().split() == ["pageferry-working-set", "1", str(SIZE), "3"]
+
+
+def replay(folder, source, path, into):
+    with Handler(folder, *source, "--replay", into) as h:
+        with Vmm(h, path, SIZE // 2, SIZE // 2) as vm:
+            vm.connected()
+            n = pages_of(into)
+            wait_for("the set is there", lambda: h.status().get("pages_pushed", 0) > n * 0.8)
+            vm.good("touch", 600, 2, 7)
+            faults = h.status()["faults"]
+            assert faults < n * 0.1, f"{faults} faults in spite of {n} pages that were pushed first"
+            vm.good("verify")
+            h.event("vm-complete")
+            said = h.status()["replay"]
+            assert said["vms"] == 1 and said["hits"] and said["hit_rate"] > 0.5, said
+        assert h.stop()[0] == 0
+
+
+def set_is_pushed_first(folder):
+    need_root()
+    path, into = snapshot(folder, SIZE), os.path.join(folder, "guest2.set")
+    record(folder, ["--file", path], path, 7, into)
+    replay(folder, ["--file", path, "--max-rate", "2M"], path, into)
+
+
+def set_is_pushed_first_from_afar(folder):
+    need_root()
+    path, into = snapshot(folder, SIZE), os.path.join(folder, "guest3.set")
+    with Serve("--file", path, "--max-rate", "1M") as s:
+        source = ["--from", s.address, "--plaintext"]
+        record(folder, source, path, 7, into)
+        replay(folder, source, path, into)
+
+
+def set_that_does_not_help_is_turned_down(folder):
+    need_root()
+    path, into = snapshot(folder, SIZE), os.path.join(folder, "guest4.set")
+    record(folder, ["--file", path], path, 7, into)
+    with Handler(folder, "--file", path, "--replay", into) as h:
+        assert h.status()["replay"]["pushed_first"]
+        for _ in range(12):
+            with Vmm(h, path, SIZE // 2, SIZE // 2) as vm:
+                vm.connected()
+                h.event("vm-complete")
+        said = h.status()["replay"]
+        assert said["samples"] > 64 and not said["pushed_first"], said
+        assert h.stop()[0] == 0
+
+
+def another_snapshots_set_is_refused(folder):
+    need_root()
+    path, into = snapshot(folder, SIZE), os.path.join(folder, "guest5.set")
+    with open(into, "w", encoding="ascii") as f:
+        f.write("pageferry-working-set 1 4096 1\n0 0 4096 1\n")
+
+    for option in ("--replay", "--record"):
+        code, _, err = run("handler", "--socket", os.path.join(folder, "x"), "--file", path, option, into)
+        assert code == 1 and "another size" in err, (code, err)
+
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            [
+                recordings_are_put_together,
+                set_is_pushed_first,
+                set_is_pushed_first_from_afar,
+                set_that_does_not_help_is_turned_down,
+                another_snapshots_set_is_refused,
+            ]
+        )
+    )
