@@ -309,6 +309,11 @@ void ferry_server_stats(const struct ferry_server *server, struct ferry_server_s
 	pthread_mutex_unlock(&s->lock);
 }
 
+uint64_t ferry_server_memory_id(const struct ferry_server *s)
+{
+	return s->pages.layout.memory_id;
+}
+
 void ferry_server_pause(struct ferry_server *s, bool paused)
 {
 	atomic_store_explicit(&s->paused, paused, memory_order_relaxed);

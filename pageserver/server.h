@@ -99,6 +99,9 @@ int ferry_server_serve(struct ferry_server *s, struct ferry_failure *f);
 /* Before _start: let requests wait until ferry_server_serve(). */
 void ferry_server_hold(struct ferry_server *s);
 
+/* What the layout calls the memory; 0 when that can't be told. See ferry_source_identity(). */
+uint64_t ferry_server_memory_id(const struct ferry_server *s);
+
 /* Let all pushes wait, or go on; requests are answered all the same. Any thread. */
 void ferry_server_pause(struct ferry_server *s, bool paused);
 /* Do pushes that begin from now on begin with ->first? They do at the start. Any thread. */

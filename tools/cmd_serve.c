@@ -3,12 +3,16 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/keep.h"
 #include "base/net.h"
 #include "pageserver/server.h"
 #include "pageserver/source.h"
+#include "protocol/checksum.h"
 #include "tools/confine.h"
 #include "tools/isolation.h"
 #include "tools/job.h"
@@ -43,6 +47,11 @@ static const struct option_def serve_options[] = {
 	 .required = true,
 	 OPTION_AT(listen)},
 	OPTIONS_SECURE_LISTEN,
+	{.name = "resume",
+	 .help = "serve on for targets that an earlier serve on this address has left incomplete; "
+		 "refused when there is none, or when the memory is not the same",
+	 .kind = OPTION_FLAG,
+	 OPTION_AT(resume)},
 	OPTION_MAX_RATE,
 	{.name = "max-sessions",
 	 .arg = "N",
@@ -80,8 +89,18 @@ static int check(const struct options *o, struct ferry_failure *f)
 	return secure_check(o, &o->listen.addr, f);
 }
 
+/* What a serve leaves while a target is incomplete, for the one that resumes it. */
+struct record {
+	struct ferry_keep_head head; /* the process that is served; of files, the first there is */
+	uint64_t memory_id;
+};
+
 struct serve {
 	struct job job;
+	struct ferry_keep record_file;
+	struct record record;
+	bool is_recorded;
+	struct ferry_addr local;
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	uint32_t n_sources;
 	uint64_t ram_bytes;
@@ -125,6 +144,55 @@ static int open_process(struct serve *s, const struct options *o, struct ferry_f
 	return 0;
 }
 
+/* There is one for each address: where the targets dial again. */
+static int look_back(struct serve *s, const struct options *o, struct ferry_failure *f)
+{
+	uint64_t id = ferry_server_memory_id(s->server);
+	enum ferry_keep_state found = FERRY_KEEP_EMPTY;
+	char text[FERRY_ADDR_TEXT_MAX], name[32];
+	struct ferry_failure why = {0};
+
+	ferry_addr_format(&s->local, text);
+	snprintf(name, sizeof(name), "serve-%016" PRIx64, ferry_checksum(0, text, strlen(text)));
+	if (ferry_keep_open(&s->record_file, NULL, name, &why) < 0)
+		ferry_warn(&s->job.report.log, "%s; --resume will not know of this serve", why.text);
+	else
+		found = ferry_keep_read(&s->record_file, &s->record, sizeof(s->record));
+	s->is_recorded = found != FERRY_KEEP_EMPTY;
+	if (o->resume && found == FERRY_KEEP_EMPTY)
+		return ferry_fail(f, FERRY_REFUSE, -ENOENT,
+				  "there is nothing to resume: no 'pageferry serve' on %.100s ended while "
+				  "a target was incomplete; serve without --resume",
+				  text);
+	if (o->resume && (found == FERRY_KEEP_OTHER || s->record.memory_id != id)) {
+		ferry_keep_close(&s->record_file, false);
+		return ferry_fail(f, FERRY_REFUSE, -ESTALE,
+				  "this is another guest's memory than the one that was served on %.100s, "
+				  "or it has run or changed since: its targets can't be given the rest of "
+				  "it",
+				  text);
+	}
+	s->record = (struct record){.memory_id = id};
+	return 0;
+}
+
+/* While there are targets that have begun and are not complete, whether they are connected or not. */
+static void keep_record(struct serve *s, const struct options *o,
+			const struct ferry_server_stats *stats)
+{
+	bool wanted = stats->n_sessions_ever > stats->n_completed;
+
+	/* One that was found stays until the first target is complete. */
+	if (s->record_file.fd < 0 || wanted == s->is_recorded || (!wanted && !stats->n_completed))
+		return;
+	s->is_recorded = wanted;
+	if (wanted)
+		(void)ferry_keep_write(&s->record_file, &s->record, sizeof(s->record),
+				       o->pid ? o->pid : 1);
+	else
+		(void)!ftruncate(s->record_file.fd, 0);
+}
+
 static int open_server(struct serve *s, const struct options *o, struct ferry_failure *f)
 {
 	struct ferry_server_config config = {
@@ -140,6 +208,9 @@ static int open_server(struct serve *s, const struct options *o, struct ferry_fa
 
 	if (rc < 0)
 		return rc;
+	rc = look_back(s, o, f);
+	if (rc < 0)
+		return rc;
 	rc = ferry_server_listen(s->server, TAKE_FD(s->listen_fd));
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "cannot serve on that address");
@@ -148,7 +219,6 @@ static int open_server(struct serve *s, const struct options *o, struct ferry_fa
 
 static int start(struct serve *s, const struct options *o, struct ferry_failure *f)
 {
-	struct ferry_addr local;
 	int rc = job_open(&s->job, "serve", o, f);
 
 	if (!rc)
@@ -169,7 +239,7 @@ static int start(struct serve *s, const struct options *o, struct ferry_failure 
 	s->listen_fd = ferry_net_listen(&o->listen.addr, f);
 	if (s->listen_fd < 0)
 		return s->listen_fd;
-	rc = ferry_net_local(s->listen_fd, &o->listen.addr, &local);
+	rc = ferry_net_local(s->listen_fd, &o->listen.addr, &s->local);
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "the address that is listened on");
 	/* Files are open; memory of a process is read with process_vm_readv to the end. */
@@ -184,7 +254,7 @@ static int start(struct serve *s, const struct options *o, struct ferry_failure 
 		rc = confine(CONFINE_SERVES | (o->pid ? CONFINE_READS : 0), f);
 	if (rc < 0)
 		return rc;
-	report_listening(&s->job.report, &local);
+	report_listening(&s->job.report, &s->local);
 	report_stage(&s->job.report, "serve");
 	return 0;
 }
@@ -238,8 +308,8 @@ static int stopped(struct serve *s, const struct options *o)
 	ferry_server_stats(s->server, &stats);
 	if (stats.n_sessions) {
 		ferry_fail(&f, FERRY_LINK, -ECANCELED,
-			   "stopped while %u target%s not complete and wait%s for pages; serve the "
-			   "same memory on the same address again",
+			   "stopped while %u target%s not complete and wait%s for pages; run "
+			   "the same command with --resume",
 			   stats.n_sessions, stats.n_sessions == 1 ? " is" : "s are",
 			   stats.n_sessions == 1 ? "s" : "");
 		return finish(s, &f, EXIT_WAITS);
@@ -295,6 +365,7 @@ static int serve(struct serve *s, const struct options *o)
 			tell_failed(s, &f);
 		}
 		ferry_server_stats(s->server, &stats);
+		keep_record(s, o, &stats);
 		report_server(&s->job.report, &stats);
 		tell_completed(s, &stats);
 		if (o->once && event == FERRY_SERVER_COMPLETED)
@@ -304,7 +375,7 @@ static int serve(struct serve *s, const struct options *o)
 
 static int run(const struct options *o)
 {
-	struct serve s = {.listen_fd = -1};
+	struct serve s = {.listen_fd = -1, .record_file = FERRY_KEEP_NONE};
 	struct ferry_failure f = {0};
 	int status;
 
@@ -316,6 +387,7 @@ static int run(const struct options *o)
 	for (uint32_t i = 0; i < s.n_sources; i++)
 		ferry_source_free(s.sources[i]);
 	ferry_close(s.listen_fd);
+	ferry_keep_close(&s.record_file, !s.is_recorded);
 	job_close(&s.job);
 	return status;
 }

@@ -6,7 +6,7 @@ _pageferry_options() {
 
 	case $1 in
 	probe) echo "$common" ;;
-	serve) echo "--file --pid --match --listen --tls --psk --plaintext --tls-peer --max-rate --max-sessions --once --checksum --metrics --control $common" ;;
+	serve) echo "--file --pid --match --listen --resume --tls --psk --plaintext --tls-peer --max-rate --max-sessions --once --checksum --metrics --control $common" ;;
 	attach) echo "--pid --match --from --recover --supervise --on-lost --checksum --tls --psk --plaintext --tls-hostname --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
 	handler) echo "--socket --file --from --tls --psk --plaintext --tls-hostname --record --replay --max-vms --user --max-rate --metrics --control $common" ;;
 	receive) echo "--qmp --listen --recover --supervise --on-lost --checksum --tls --psk --plaintext --tls-peer --max-rate --trace --no-trace --metrics --control $common" ;;

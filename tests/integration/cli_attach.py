@@ -1,6 +1,7 @@
 #!/usr/bin/python3 -B
 # SPDX-License-Identifier: Apache-2.0
 """serve and attach end to end: memory of a running process becomes that of a file or of another process."""
+import ctypes
 import hashlib
 import os
 import pty
@@ -272,6 +273,36 @@ def a_supervised_attach_goes_on_by_itself(folder):
         assert uffds_of(h.pid) == 0
 
 
+def a_killed_server_is_resumed_with_the_same_memory_only(folder):
+    """Of a process that runs on meanwhile, nothing more is had."""
+    data = content(N_PAGES, seed=6)
+    path = write_file(folder, data, "first")
+    other = write_file(folder, content(N_PAGES, seed=7), "second")
+    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+        with Run("serve", "--json", "--file", path, "--listen", "127.0.0.1:0", "--resume") as r:
+            assert "nothing to resume" in r.end(1)["error"]
+        with Attach(h, s.address, "--max-rate", FEW) as a:
+            a.event("progress")
+            wait_for("the server has noted the target", lambda: os.path.getsize(record_of(s.address)))
+            s.child.kill()
+            s.rest()
+            with Run("serve", "--json", "--file", other, "--listen", s.address, "--resume") as r:
+                last = r.end(1)
+                assert "another guest" in last["error"], last
+            with Serve("--file", path, "--resume", listen=s.address):
+                a.event("resumed")
+                assert h.ask("hash") == sha(data)
+                a.end(0)
+
+
+def record_of(address):
+    """Where a serve keeps its record, which is empty while no target is incomplete."""
+    xxh = ctypes.CDLL("libxxhash.so.0").XXH3_64bits
+    xxh.restype = ctypes.c_uint64
+    folder = "/run" if not os.geteuid() else os.environ["XDG_RUNTIME_DIR"]
+    return f"{folder}/pageferry/serve-{xxh(address.encode(), ctypes.c_size_t(len(address))):016x}"
+
+
 def a_killed_server_is_waited_for(folder):
     data = content(N_PAGES, seed=6)
     path = write_file(folder, data)
@@ -309,7 +340,7 @@ def a_server_that_is_stopped_under_a_target_says_so(folder):
             a.event("progress")
             s.child.send_signal(signal.SIGTERM)
             last = s.end(3)
-            assert "again" in last["error"], last
+            assert "--resume" in last["error"], last
     with Serve("--file", path, "--once") as s:
         s.child.send_signal(signal.SIGINT)
         assert "before any target" in s.end(1)["error"]
@@ -396,6 +427,7 @@ if __name__ == "__main__":
                 what_was_discarded_does_not_come_back,
                 a_supervised_attach_goes_on_by_itself,
                 a_killed_server_is_waited_for,
+                a_killed_server_is_resumed_with_the_same_memory_only,
                 the_end_of_the_process_is_told,
                 a_server_that_is_stopped_under_a_target_says_so,
                 plain_output_is_for_people,
