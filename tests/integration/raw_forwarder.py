@@ -54,7 +54,9 @@ class Forwarder:
                     self.n_cut += 1
                     self.cut_after = None
                     y.sendall(data[: len(data) // 2])
-                    break
+                    # The sender learns of it from the receiver, who is to be the first to see it.
+                    y.shutdown(socket.SHUT_WR)
+                    return
                 self.seen.append(data)
                 y.sendall(data)
         except OSError:
