@@ -23,7 +23,7 @@
 
 /* Below this no fault was served: the page came between the look and the touch. */
 #define FAULT_MIN_NS 2000u
-#define STACK_BYTES  (64u * 1024)
+#define STACK_BYTES  (256u * 1024) /* sanitizers need some of it */
 
 struct work {
 	const struct bench_options *o;
