@@ -1,0 +1,65 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""VMs with memory of 2 MiB pages, restored by 'pageferry handler' from a file, and from afar."""
+import os
+import signal
+import sys
+
+from cli_support import Serve, Skip, main, need_root, wait_for
+from handler_support import MIB, Handler, Vmm, snapshot
+
+POOL = "/proc/sys/vm/nr_hugepages"
+HUGE = 2 * MIB
+N = 24
+
+
+class HugePages:
+    """More pages in the machine's pool, as long as the test runs."""
+
+    def __enter__(self):
+        with open(POOL, encoding="ascii") as f:
+            self.before = int(f.read())
+        self.set(self.before + N)
+        with open(POOL, encoding="ascii") as f:
+            if int(f.read()) < self.before + N:
+                self.set(self.before)
+                raise Skip(f"no {N} huge pages to be had")
+
+    def __exit__(self, *_):
+        self.set(self.before)
+
+    def set(self, n):
+        with open(POOL, "w", encoding="ascii") as f:
+            f.write(str(n))
+
+
+def restore(folder, path, *source):
+    with HugePages(), Handler(folder, *source) as h, Vmm(h, path, 8 * HUGE, 2 * HUGE, page=HUGE) as vm:
+        vm.connected().good("touch", 3)
+        vm.ask("drop", 25)
+        vm.good("touch", 3)
+        vm.good("storm", 40, 2)
+        os.kill(h.worker(), signal.SIGKILL)
+        h.event("restarted")
+        vm.good("storm", 40, 2)
+        vm.good("verify")
+        wait_for("the VM is left", lambda: not h.status()["vm_list"])
+        vm.good("verify")
+        assert h.stop()[0] == 0
+
+
+def from_a_file(folder):
+    need_root()
+    path = snapshot(folder, 10 * HUGE)
+    restore(folder, path, "--file", path, "--max-rate", "4M")
+
+
+def from_afar(folder):
+    need_root()
+    path = snapshot(folder, 10 * HUGE)
+    with Serve("--file", path, "--max-rate", "4M") as s:
+        restore(folder, path, "--from", s.address, "--plaintext")
+
+
+if __name__ == "__main__":
+    sys.exit(main([from_a_file, from_afar]))
