@@ -45,6 +45,7 @@ def first_touch(folder, source, path, size):
             begin = time.perf_counter()
             vm.ask("touch", 1)
             best.append((time.perf_counter() - begin) * 1e3)
+            h.stop()
     best.sort()
     return report("first touch, median of 5", best[2], "ms", "< 10", best[2] < 10)
 
@@ -56,6 +57,7 @@ def working_set(folder, source, path, size, n):
             touched(vm.connected(), n)
             before = h.status()["faults"]
         h.event("vm-gone")
+        h.stop()
     with Handler(folder, *source, "--replay", into) as h, Vmm(h, path, size) as vm:
         vm.connected()
         # A guest does something of its own between its touches: it begins when the set has begun to come.
@@ -63,6 +65,7 @@ def working_set(folder, source, path, size, n):
             pass
         touched(vm, n)
         status = h.status()
+        h.stop()
     share = 100 * (1 - status["faults"] / before)
     return report(f"faults gone, of {before}", share, "%", ">= 90", share >= 90)
 
@@ -84,6 +87,7 @@ def clones(folder, source, path, size, n_vms, n):
             for vm in vms:
                 assert vm.answer()["bad"] == 0
             p99[count] = h.status()["p99_us"]
+            h.stop()
             print(f"p99 of a fault, {count} VMs: {p99[count]:.0f} us", flush=True)
     ratio = p99[n_vms] / max(p99[1], 1)
     return report(f"p99 of {n_vms} VMs against that of one", ratio, "x", "<= 3", ratio <= 3)

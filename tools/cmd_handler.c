@@ -103,6 +103,7 @@ struct setup {
 	const struct options *o;
 	uint32_t max_vms;
 	int file_fd; /* owned */
+	bool is_own; /* the socket was made by us */
 	struct ferry_addr address;
 };
 
@@ -463,6 +464,22 @@ static int find_user(const char *text, uid_t *uid, struct ferry_failure *f)
 	return 0;
 }
 
+/*
+ * The socket that systemd listens on already; its file, and whose it is, are systemd's matter.
+ * Return: -1 for none. Source: sd_listen_fds(3)
+ */
+static int handed_over(void)
+{
+	const char *pid = getenv("LISTEN_PID"), *n = getenv("LISTEN_FDS");
+	int fd = 3; /* SD_LISTEN_FDS_START */
+
+	if (!pid || !n || strcmp(n, "1") || strtol(pid, NULL, 10) != getpid())
+		return -1;
+	if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+		return -1;
+	return fd;
+}
+
 static int listen_for(struct setup *s, uid_t uid, struct ferry_failure *f)
 {
 	_cleanup_close_ int fd = -1;
@@ -473,9 +490,13 @@ static int listen_for(struct setup *s, uid_t uid, struct ferry_failure *f)
 				  "--socket: the path is too long; at most %zu bytes are possible",
 				  sizeof(s->address.path) - 1);
 	strcpy(s->address.path, s->o->socket);
+	fd = handed_over();
+	if (fd >= 0)
+		return TAKE_FD(fd);
 	fd = ferry_net_listen(&s->address, f);
 	if (fd < 0)
 		return fd;
+	s->is_own = true;
 	if (s->o->user && chown(s->o->socket, uid, (gid_t)-1) < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno,
 					"giving the socket to user %u; run as root",
@@ -522,7 +543,8 @@ static int keep(struct setup *s, struct ferry_failure *f)
 		return rc;
 	}
 	rc = ferry_keeper_run(&config, f);
-	unlink(s->o->socket);
+	if (s->is_own)
+		unlink(s->o->socket);
 	return rc;
 }
 

@@ -75,7 +75,7 @@ class Vmm:
             os.dup2(to_us, 1)
             sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
             try:
-                vmm_stand_in.run([handler.socket, path, ",".join(map(str, sizes)), *words])
+                vmm_stand_in.run([getattr(handler, "socket", handler), path, ",".join(map(str, sizes)), *words])
             except BaseException:  # must not go on in the test's place
                 traceback.print_exc()
             os._exit(1)
