@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "migrate/qmp.h"
 #include "uffd/pager.h"
 
 #define NAME_MAX_BYTES 64
@@ -46,7 +47,7 @@ int ferry_journal_open(struct ferry_journal *j, const char *dir, enum ferry_side
 
 	*j = FERRY_JOURNAL_NONE;
 	if (rc < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", qmp_path);
+		return ferry_qmp_no_socket(f, rc, qmp_path);
 	rc = ferry_keep_open(&j->file, dir, name, f);
 	if (rc < 0)
 		return rc;

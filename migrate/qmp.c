@@ -347,6 +347,14 @@ static int find_peer(struct ferry_qmp *q)
 	return 0;
 }
 
+int ferry_qmp_no_socket(struct ferry_failure *f, int err, const char *path)
+{
+	return ferry_fail(f, FERRY_REFUSE, err,
+			  "cannot connect to the QMP socket %s: %s; start QEMU with -qmp "
+			  "unix:%s,server=on,wait=off",
+			  path, strerror(-err), path);
+}
+
 int ferry_qmp_connect(struct ferry_qmp **out, const char *path, int stop_fd,
 		      struct ferry_failure *f)
 {
@@ -367,10 +375,7 @@ int ferry_qmp_connect(struct ferry_qmp **out, const char *path, int stop_fd,
 	ferry_qmp_parser_init(&q->parser);
 	q->fd = ferry_net_dial(&addr, CONNECT_TIMEOUT_MS, stop_fd, NULL);
 	if (q->fd < 0) {
-		rc = ferry_fail(f, FERRY_REFUSE, q->fd,
-				"cannot connect to the QMP socket %s: %s; start QEMU with -qmp "
-				"unix:%s,server=on,wait=off",
-				path, strerror(-q->fd), path);
+		rc = ferry_qmp_no_socket(f, q->fd, path);
 		goto fail;
 	}
 	rc = find_peer(q);

@@ -26,6 +26,9 @@ struct ferry_qmp;
  */
 int ferry_qmp_connect(struct ferry_qmp **out, const char *path, int stop_fd,
 		      struct ferry_failure *f);
+
+/* The failure that nothing listens at @path, for @err (negative errno). Return: @err. */
+int ferry_qmp_no_socket(struct ferry_failure *f, int err, const char *path);
 void ferry_qmp_free(struct ferry_qmp *q);
 
 /* Who made the socket: QEMU, or who started it and gave it the socket. */

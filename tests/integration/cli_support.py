@@ -78,7 +78,9 @@ class Run:
 
     def event(self, name, **wanted):
         """Reads JSON lines up to one of this event (and members)."""
+        end = time.monotonic() + LIMIT_S
         while True:
+            assert time.monotonic() < end, f"{self.args}: no event '{name}' with {wanted} within {LIMIT_S} s"
             line = self.read_line()
             assert line, f"{self.args}: ended without the event '{name}': {self.rest()}"
             o = json.loads(line)

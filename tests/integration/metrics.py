@@ -106,10 +106,15 @@ def figures_agree_with_what_happened(folder):
         ratio = now["pageferry_resident_pages"] / N_PAGES
         assert abs(now["pageferry_resident_ratio"] - ratio) < 1e-9
         assert now["pageferry_link_up"] == 1 and now["pageferry_link_losses_total"] == 0
-        source = values(get(p.serve.metrics))
+
+        def served():
+            return values(get(p.serve.metrics))
+
+        wait_for("the source has counted as well",
+                 lambda: served()['pageferry_served_pages_total{path="urgent"}'] > 0)
+        source = served()
         assert source["pageferry_open_sessions"] == 1
         assert source["pageferry_served_requests_total"] > 0
-        assert source['pageferry_served_pages_total{path="urgent"}'] > 0
         assert source["pageferry_sent_bytes_total"] > 0
 
         # A source that is gone: the link is down, and a thread that touches a page waits.

@@ -140,13 +140,15 @@ def a_log_has_a_line_an_interval(folder):
 
 def samples_agree_with_what_happened(folder):
     with Pair(folder) as p, samples(p.path) as live:
+        # The push may bring the neighbours of a page before they are touched.
+        p.touch(range(N_PAGES - 1, 0, -25))
         p.touch(range(N_PAGES - 40, N_PAGES))
-        while True:
+        o = live.event("sample")
+        while o["faults"] < 10 or o["fault_us"]["n"] < 10:
             o = live.event("sample")
-            if o["faults"] >= 20:
-                break
+        after = live.event("sample")
         assert o["watched"] == "attach" and o["pid"] == p.attach.pid and o["lost_records"] == 0, o
-        assert 20 <= o["fault_us"]["n"] <= o["faults"], o
+        assert o["fault_us"]["n"] <= after["faults"], (o, after)
         assert {"queue", "source", "place"} <= set(o["stages_us"]), o
         for figures in [o["fault_us"], *o["stages_us"].values()]:
             assert figures["p50"] <= figures["p90"] <= figures["p99"] <= figures["p999"] <= figures["max"]
@@ -172,7 +174,7 @@ def a_source_that_stands_still_is_seen(folder):
 
 def a_source_is_watched_too(folder):
     with Pair(folder) as p, samples(p.serve_path) as live:
-        p.touch(range(N_PAGES - 20, N_PAGES))
+        p.touch(range(N_PAGES - 1, 0, -25))
         while live.event("sample")["requests"] < 5:
             pass
         o = live.event("sample", watched="serve")
