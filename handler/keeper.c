@@ -45,6 +45,7 @@ struct keeper {
 	int last_signal;
 	uint64_t started_ns, start_ns; /* the worker: when it was, when it is to be */
 	uint64_t next_id;
+	uint64_t paused_until_ns;  /* accepting, after it failed */
 	bool was_full;		   /* that VMs wait was said */
 	struct ferry_kept_vm *vms; /* owned; max_vms slots */
 	struct incoming incoming[MAX_INCOMING];
@@ -243,8 +244,12 @@ static void accept_one(struct keeper *k)
 	struct ucred peer = {0};
 	socklen_t len = sizeof(peer);
 
-	if (fd < 0)
+	if (fd < 0) {
+		/* It stays readable: whatever is short will not be there at once. */
+		if (fd != -EAGAIN && fd != -ECONNABORTED)
+			k->paused_until_ns = ferry_now_ns() + FERRY_NS_PER_S;
 		return;
+	}
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 || !is_allowed(k, &peer)) {
 		say(k, EPERM, "process %d of user %u may not connect; see --user", (int)peer.pid,
 		    (unsigned int)peer.uid);
@@ -376,6 +381,9 @@ static int wait_ms(const struct keeper *k, uint64_t now)
 {
 	uint64_t next = k->worker ? UINT64_MAX : k->start_ns;
 
+	if (k->paused_until_ns > now)
+		next = FERRY_MIN(next, k->paused_until_ns);
+
 	for (uint32_t i = 0; i < MAX_INCOMING; i++)
 		if (k->incoming[i].conn >= 0)
 			next = FERRY_MIN(next, k->incoming[i].deadline_ns);
@@ -387,11 +395,12 @@ static int wait_ms(const struct keeper *k, uint64_t now)
 static int step(struct keeper *k, bool all_told)
 {
 	struct pollfd p[3 + MAX_INCOMING];
-	bool room = has_room(k);
+	bool room = has_room(k), paused = ferry_now_ns() < k->paused_until_ns;
 
 	p[0] = (struct pollfd){.fd = k->signals, .events = POLLIN};
 	p[1] = (struct pollfd){.fd = k->link, .events = (short)(POLLIN | (all_told ? 0 : POLLOUT))};
-	p[2] = (struct pollfd){.fd = room || !k->was_full ? k->config->listen_fd : -1,
+	p[2] = (struct pollfd){.fd = !paused && (room || !k->was_full) ? k->config->listen_fd
+									: -1,
 			       .events = POLLIN};
 	for (uint32_t i = 0; i < MAX_INCOMING; i++)
 		p[3 + i] = (struct pollfd){.fd = k->incoming[i].conn, .events = POLLIN};

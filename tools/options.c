@@ -7,8 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
+
 #define MAX_OPTIONS  32
 #define LONG_BASE    256 /* getopt's value of the first option; letters are below */
+#define CONFIG_BYTES 65536u
 #define HELP_INDENT  22
 #define HELP_COLUMNS 80
 
@@ -112,6 +115,27 @@ static int set_choice(const struct option_def *d, const char *text, uint32_t *ou
 			  text, d->arg);
 }
 
+static int read_config(const char *path, char **out, struct ferry_failure *f)
+{
+	_cleanup_fclose_ FILE *file = fopen(path, "re");
+	char *text = file ? calloc(1, CONFIG_BYTES + 1) : NULL;
+	size_t n;
+
+	if (!text)
+		return ferry_fail_errno(f, FERRY_REFUSE, file ? -ENOMEM : -errno, "--config %s",
+					path);
+	n = fread(text, 1, CONFIG_BYTES, file);
+	if (ferror(file) || n == CONFIG_BYTES || memchr(text, 0, n)) {
+		free(text);
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "--config %s: not a text of less than %u bytes; give a file with "
+				  "an option a line",
+				  path, CONFIG_BYTES);
+	}
+	*out = text;
+	return 0;
+}
+
 static int set_value(const struct option_def *d, const char *text, struct options *o,
 		     struct ferry_failure *f)
 {
@@ -131,6 +155,8 @@ static int set_value(const struct option_def *d, const char *text, struct option
 	case OPTION_OPERAND:
 		*(const char **)at = text;
 		return 0;
+	case OPTION_CONFIG:
+		return read_config(text, at, f);
 	case OPTION_TEXTS:
 		return set_texts(d, text, at, f);
 	case OPTION_PID:
@@ -235,6 +261,68 @@ static int check_required(const struct option_def *defs, const bool *seen, struc
 	return 0;
 }
 
+/* Cuts the spaces off both ends. */
+static char *trim(char *text)
+{
+	size_t n;
+
+	text += strspn(text, " \t\r");
+	n = strlen(text);
+	while (n && strchr(" \t\r", text[n - 1]))
+		n--;
+	text[n] = '\0';
+	return text;
+}
+
+/* @given: what the arguments gave; @seen: that, and what earlier lines did. */
+static int take_line(const struct option_def *defs, char *line, const bool *given, bool *seen,
+		     struct options *o, struct ferry_failure *f)
+{
+	char *value = line + strcspn(line, " \t=");
+	const struct option_def *d = defs;
+	bool more = *value, equals = *value == '=';
+
+	if (more)
+		*value++ = '\0';
+	value = trim(value);
+	if (more && !equals && *value == '=')
+		value = trim(value + 1);
+	while (d->name && (d->kind == OPTION_OPERAND || d->kind == OPTION_CONFIG || strcmp(d->name, line)))
+		d++;
+	if (!d->name || !strcmp(line, "help") || !strcmp(line, "version"))
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "'%.100s' is no option of this command; --help lists them", line);
+	if (!d->arg && *value)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "%s takes no value; write it without one", d->name);
+	if (given[d - defs])
+		return 0;
+	if (seen[d - defs] && d->kind != OPTION_TEXTS)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "%s was given twice; give it once",
+				  d->name);
+	seen[d - defs] = true;
+	return set_value(d, value, o, f);
+}
+
+static int take_config(const struct option_def *defs, bool *seen, struct options *o,
+		       struct ferry_failure *f)
+{
+	bool given[MAX_OPTIONS];
+	char *rest = o->config;
+	int rc = 0;
+
+	memcpy(given, seen, sizeof(given));
+	for (unsigned int n = 1; rest && !rc; n++) {
+		char *line = trim(strsep(&rest, "\n"));
+
+		if (*line && *line != '#')
+			rc = take_line(defs, line, given, seen, o, f);
+		if (rc < 0)
+			ferry_fail_prefix(f, "--config, line %u", n);
+	}
+	return rc;
+}
+
 int options_parse(const struct option_def *defs, int argc, char **argv, struct options *out,
 		  struct ferry_failure *f)
 {
@@ -278,7 +366,9 @@ int options_parse(const struct option_def *defs, int argc, char **argv, struct o
 			"'%.100s' is no option; options begin with '--', and --help lists "
 			"them",
 			argv[optind]);
-	rc = check_required(defs, seen, f);
+	rc = o.config ? take_config(defs, seen, &o, f) : 0;
+	if (!rc)
+		rc = check_required(defs, seen, f);
 	if (rc < 0)
 		return rc;
 	*out = o;

@@ -44,6 +44,7 @@ struct options {
 	const char *tls, *tls_hostname, *tls_peer, *psk;
 	const char *file; /* an operand, or the one of a command that takes one */
 	const char *socket, *user, *record, *replay;
+	char *config; /* the file's content once it is read; texts borrow from it; never freed */
 	uint32_t max_vms;
 	const char *output, *trace, *format;
 	struct option_texts files, matches;
@@ -60,6 +61,7 @@ enum option_kind {
 	OPTION_RATE,	    /* uint64_t; digits, then nothing or K, M or G (1024 each) */
 	OPTION_ADDR_LISTEN, /* struct option_addr */
 	OPTION_ADDR_DIAL,   /* struct option_addr; host and port must be there */
+	OPTION_CONFIG,	    /* char *: a file of more options, see options_parse() */
 	OPTION_OPERAND,	    /* const char *; no option, but an argument of its own: ->name as --help
 			       shows it; at most one a command */
 };
@@ -218,7 +220,9 @@ extern const char *const option_checksum_choices[], *const option_on_lost_choice
 /**
  * options_parse() - read a command's arguments
  * @argv: its first entry is the command's name; may be reordered
- * Ends early, successful, when --help or --version was met.
+ * Ends early, successful, when --help or --version was met. A file that an OPTION_CONFIG names has an
+ * option a line, "NAME VALUE" or "NAME = VALUE" without the dashes; empty lines and those that begin
+ * with # are passed over. What the arguments give goes before what the file does.
  * Errors: -EINVAL; one line that says what to do in @f. @out is written on success only.
  */
 int options_parse(const struct option_def *defs, int argc, char **argv, struct options *out,

@@ -2,7 +2,9 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tools/command.h"
 
@@ -135,10 +137,64 @@ Test(options, help_ends_the_reading)
 	cr_assert_eq(PARSE(&cmd_attach, &o, &f, "--nonsense", "--help"), -EINVAL);
 }
 
+static int parse_config(const char *text, struct options *o, struct ferry_failure *f,
+			const char *more, const char *value)
+{
+	char path[] = "/tmp/ferry-config-XXXXXX";
+	int fd = mkstemp(path), rc;
+
+	cr_assert_eq(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+	close(fd);
+	rc = PARSE(&cmd_handler, o, f, "--config", path, more, value);
+	unlink(path);
+	return rc;
+}
+
+Test(options, a_file_gives_options_and_arguments_go_before_it)
+{
+	struct ferry_failure f = {0};
+	struct options o;
+
+	cr_assert_eq(parse_config("# of one host\n\n socket = /run/a b.sock \nfile\t/srv/x\r\n"
+				  "max-vms 3\nmax-rate=2M\njson",
+				  &o, &f, "--max-vms", "7"),
+		     0, "%s", f.text);
+	cr_assert_str_eq(o.socket, "/run/a b.sock");
+	cr_assert_str_eq(o.file, "/srv/x");
+	cr_assert_eq(o.max_vms, 7);
+	cr_assert_eq(o.max_rate, 2u << 20);
+	cr_assert(o.json);
+}
+
+Test(options, what_is_wrong_in_a_file_is_told_with_its_line)
+{
+	static const struct {
+		const char *text, *error;
+	} all[] = {
+		{"socket /a\nnonsense 1\n", "line 2: 'nonsense'"},
+		{"socket /a\nsocket /b\n", "line 2: socket was given twice"},
+		{"json yes\n", "line 1: json takes no value"},
+		{"\nmax-vms lots\n", "line 2: --max-vms: 'lots'"},
+		{"socket\n", "line 1: --socket is empty"},
+		{"config /b\n", "line 1: 'config'"},
+		{"help\n", "line 1: 'help'"},
+		{"file /x\n", "--socket is missing"},
+	};
+	struct ferry_failure f = {0};
+	struct options o;
+
+	for (size_t i = 0; i < FERRY_ARRAY_SIZE(all); i++) {
+		cr_assert_eq(parse_config(all[i].text, &o, &f, "--max-rate", "1"), -EINVAL, "%s",
+			     all[i].text);
+		cr_assert(strstr(f.text, all[i].error), "%s", f.text);
+	}
+	cr_assert_eq(PARSE(&cmd_handler, &o, &f, "--config", "/nonexistent/x"), -ENOENT);
+}
+
 /* Names are unique in a table, and every option says something of itself. */
 Test(options, tables_are_sound)
 {
-	static const struct command *const all[] = {&cmd_probe,	  &cmd_serve,	&cmd_attach,
+	static const struct command *const all[] = {&cmd_probe,	  &cmd_serve,	&cmd_attach, &cmd_handler,
 						    &cmd_receive, &cmd_migrate, &cmd_status};
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
