@@ -204,6 +204,7 @@ static void more_status(void *ctx, json_t *status)
 		json_array_append_new(list, vm);
 	}
 	json_put(status, "vm_list", list);
+	json_put_count(status, "pages_discarded", h->stats.target.discarded_pages);
 	put_source(status, h);
 	put_replay(status, h);
 }

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """VMs restored by 'pageferry handler' from a page server elsewhere."""
 import json
-import os
-import signal
 import sys
 from contextlib import ExitStack
 
@@ -64,13 +62,11 @@ def killed_worker_is_replaced(folder):
     with Serve("--file", path, "--max-rate", "4M") as s:
         with Handler(folder, "--from", s.address, "--plaintext") as h, Vmm(h, path, 32 * MIB) as vm:
             vm.connected()
-            worker = h.worker()
             for i in range(2):
                 vm.good("touch", 50)
                 vm.ask("drop", 10 + 10 * i)
                 vm.send("touch", 300, 4)
-                os.kill(worker, signal.SIGKILL)
-                worker = h.event("restarted")["pid"]
+                h.kill_worker(32 * MIB // 4096 * (10 + 10 * i) // 100)
                 assert vm.answer()["bad"] == 0
             vm.good("verify")
             h.event("vm-complete")

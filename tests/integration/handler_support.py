@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 
-from cli_support import LIMIT_S, Run, content
+from cli_support import LIMIT_S, Run, content, wait_for
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
 import vmm_stand_in  # noqa: E402
@@ -55,6 +55,13 @@ class Handler(Run):
     def status(self):
         with Run("status", "--json", "--control", self.control) as s:
             return json.loads(s.rest()[1].splitlines()[0])
+
+    def kill_worker(self, n_discarded):
+        """Kills it once it has noted that so many pages were discarded in its time. Between reading that and
+        noting it there are microseconds in which a kill would have it forgotten."""
+        wait_for("discards are noted", lambda: self.status()["pages_discarded"] >= n_discarded)
+        os.kill(self.worker(), signal.SIGKILL)
+        return self.event("restarted")
 
     def worker(self):
         pid = self.status()["pid"]
