@@ -80,8 +80,8 @@ def migrate_interrupted(a):
 
 def migrate_cancelled(a):
     a.lab.steer(a.migrate, "--cancel")
-    a.gate.open()
     a.undone("by the user")
+    a.gate.open()
     if a.point == "Hello":
         a.receive.signal(signal.SIGINT)
     a.receive_ends(1)
