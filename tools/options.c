@@ -117,21 +117,20 @@ static int set_choice(const struct option_def *d, const char *text, uint32_t *ou
 
 static int read_config(const char *path, char **out, struct ferry_failure *f)
 {
+	/* As argv is: there for as long as the process, and its texts with it. */
+	static char text[CONFIG_BYTES + 1];
 	_cleanup_fclose_ FILE *file = fopen(path, "re");
-	char *text = file ? calloc(1, CONFIG_BYTES + 1) : NULL;
 	size_t n;
 
-	if (!text)
-		return ferry_fail_errno(f, FERRY_REFUSE, file ? -ENOMEM : -errno, "--config %s",
-					path);
+	if (!file)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "--config %s", path);
 	n = fread(text, 1, CONFIG_BYTES, file);
-	if (ferror(file) || n == CONFIG_BYTES || memchr(text, 0, n)) {
-		free(text);
+	text[n] = '\0';
+	if (ferror(file) || n == CONFIG_BYTES || memchr(text, 0, n))
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "--config %s: not a text of less than %u bytes; give a file with "
 				  "an option a line",
 				  path, CONFIG_BYTES);
-	}
 	*out = text;
 	return 0;
 }

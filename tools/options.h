@@ -44,7 +44,7 @@ struct options {
 	const char *tls, *tls_hostname, *tls_peer, *psk;
 	const char *file; /* an operand, or the one of a command that takes one */
 	const char *socket, *user, *record, *replay;
-	char *config; /* the file's content once it is read; texts borrow from it; never freed */
+	char *config; /* the file's content once it is read; texts are borrowed from it */
 	uint32_t max_vms;
 	const char *output, *trace, *format;
 	struct option_texts files, matches;
