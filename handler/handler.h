@@ -10,9 +10,12 @@
  * So a page goes: image -> page server of its layout -> (private socket) -> the VM's target, by the
  * same engines and the same protocol as between two hosts.
  *
- * Fairness: each VM has its own fault thread, its own connections and its own push thread, and the
- * page server takes its sessions in turn; of one VM's many faults, no more than one request's worth
- * is answered before the next VM's.
+ * Fairness: each VM has its own fault thread and its own connections. The page server takes its
+ * sessions in turn, no more than one submission's worth of answers each (urgent.c); of what has to
+ * come over the network each VM has no more than a window outstanding (WANTED_BYTES), so that one
+ * that faults wildly is a few pages in front of another's fault, and they share the link evenly.
+ * Pushes take turns by pieces (pageserver/turns.h), and only so many at a time as leave processors
+ * to the fault threads.
  *
  * One thread of the owner's calls _wait; the others may be called by any.
  */
