@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/net.h"
@@ -36,6 +37,7 @@ struct ferry_image {
 	int fd;			   /* borrowed: the file, or the cache's */
 	uint64_t bytes;
 	struct ferry_replay *replay; /* borrowed; NULL for none */
+	struct ferry_turns turns;    /* of all views' pushes */
 	pthread_mutex_t bell_lock;   /* of views' servers coming and going, for who rings */
 	pthread_mutex_t lock;	     /* of what follows */
 	struct ferry_image_view *views[MAX_VIEWS]; /* owned */
@@ -138,6 +140,7 @@ static int open_view(struct ferry_image *i, struct ferry_image_view *v, struct f
 		/* Ended sessions are remembered for a while. */
 		.max_sessions = 2 * i->config.max_vms + 16,
 		.max_bytes_per_second = i->cache ? 0 : i->config.max_bytes_per_second,
+		.turns = &i->turns,
 		.log = i->config.log,
 	};
 	int fd, rc = 0;
@@ -245,6 +248,8 @@ int ferry_image_open(struct ferry_image **out, const struct ferry_image_config *
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "snapshot");
 	i->config = *config;
 	i->fd = config->fd;
+	/* Who places what is pushed needs the other half. */
+	ferry_turns_init(&i->turns, (uint32_t)FERRY_MAX(sysconf(_SC_NPROCESSORS_ONLN) / 2, 1));
 	pthread_mutex_init(&i->lock, NULL);
 	pthread_mutex_init(&i->bell_lock, NULL);
 	if (config->from)
@@ -298,6 +303,7 @@ void ferry_image_close(struct ferry_image *i)
 	for (uint32_t n = 0; n < MAX_VIEWS; n++)
 		put_view(i, &i->views[n], NULL);
 	ferry_cache_close(i->cache);
+	ferry_turns_fini(&i->turns);
 	pthread_mutex_destroy(&i->bell_lock);
 	pthread_mutex_destroy(&i->lock);
 	free(i);

@@ -7,6 +7,8 @@
  *  2. When no lane takes more, wait until one does, or for the stop request.
  *  3. At the end every lane gets a PushDone.
  *
+ * Where many sessions share a process, a push takes its turn for each round of 1 (turns.h).
+ *
  * The rate is kept by a token bucket, which urgent answers are charged to as well: they don't wait,
  * but the push then does. The thread has a lower priority than the loop's, and a small stack;
  * nothing is allocated once it runs. Sources that copy have room in each lane, in the size of a
@@ -70,6 +72,8 @@ struct ferry_push {
 	struct ferry_cut cut;
 	int64_t tokens; /* bytes that may be sent now */
 	uint64_t tokens_ns;
+	struct ferry_turn turn;
+	uint64_t turn_bytes; /* sent in it */
 	uint32_t n_lanes;
 	struct lane lanes[];
 };
@@ -114,6 +118,19 @@ static int pace(struct ferry_push *p)
 		if (rc != -ETIMEDOUT)
 			return -ECANCELED;
 	}
+}
+
+static void take_turn(struct ferry_push *p)
+{
+	p->turn_bytes = 0;
+	if (p->server->config.turns)
+		ferry_turn_take(p->server->config.turns, &p->turn);
+}
+
+static void give_turn(struct ferry_push *p)
+{
+	if (p->server->config.turns)
+		ferry_turn_give(p->server->config.turns, &p->turn, p->turn_bytes);
 }
 
 /* --- a lane's next frames ----------------------------------------------------------------- */
@@ -164,7 +181,7 @@ static bool take_parked(struct ferry_push *p, struct ferry_run *run)
 /* Return: 1 with ->cut, 0 at the end, or -ECANCELED. */
 static int next_run(struct ferry_push *p, const struct lane *l, uint32_t max_bytes)
 {
-	int wait_ms = 1;
+	int wait_ms = 1, rc;
 
 	for (;;) {
 		struct ferry_run run;
@@ -183,7 +200,10 @@ static int next_run(struct ferry_push *p, const struct lane *l, uint32_t max_byt
 		}
 		if (!p->n_parked)
 			return 0;
-		if (ferry_net_wait(p->stop_fd, POLLIN, wait_ms, -1) != -ETIMEDOUT)
+		give_turn(p);
+		rc = ferry_net_wait(p->stop_fd, POLLIN, wait_ms, -1);
+		take_turn(p);
+		if (rc != -ETIMEDOUT)
 			return -ECANCELED;
 		wait_ms = FERRY_MIN(2 * wait_ms, PARKED_MAX_MS);
 	}
@@ -231,10 +251,8 @@ static int fill(struct ferry_push *p, struct lane *l)
 	struct ferry_message done = {.type = FERRY_FRAME_PUSH_DONE};
 	size_t bytes = 0;
 	uint32_t i;
-	int rc = pace(p);
+	int rc;
 
-	if (rc < 0)
-		return rc;
 	l->next = l->iov;
 	l->n_iov = 0;
 	l->scratch.used = 0;
@@ -281,6 +299,7 @@ static int send_lane(struct ferry_push *p, struct lane *l)
 			return -errno;
 		atomic_fetch_add_explicit(&p->server->n.wire_bytes, (uint64_t)n,
 					  memory_order_relaxed);
+		p->turn_bytes += (uint64_t)n;
 		while (l->n_iov && (size_t)n >= l->next->iov_len) {
 			n -= (ssize_t)l->next->iov_len;
 			l->next++;
@@ -309,6 +328,23 @@ static int wait_writable(struct ferry_push *p)
 	return 0;
 }
 
+/* Return: 0 when its frames left, -EAGAIN when not, or another negative error. */
+static int serve_lane(struct ferry_push *p, struct lane *l)
+{
+	bool is_empty = !l->n_iov;
+	int rc = is_empty ? pace(p) : 0;
+
+	if (rc < 0)
+		return rc;
+	take_turn(p);
+	if (is_empty)
+		rc = fill(p, l);
+	if (!rc)
+		rc = send_lane(p, l);
+	give_turn(p);
+	return rc;
+}
+
 static int run(struct ferry_push *p)
 {
 	for (;;) {
@@ -316,18 +352,14 @@ static int run(struct ferry_push *p)
 
 		for (uint32_t i = 0; i < p->n_lanes; i++) {
 			struct lane *l = &p->lanes[i];
-			int rc = 0;
+			int rc;
 
 			if (atomic_load_explicit(&p->stop, memory_order_relaxed))
 				return -ECANCELED;
-			if (!l->n_iov && !l->told_done)
-				rc = fill(p, l);
-			if (rc < 0)
-				return rc;
-			if (!l->n_iov)
+			if (!l->n_iov && l->told_done)
 				continue;
 			busy = true;
-			rc = send_lane(p, l);
+			rc = serve_lane(p, l);
 			if (rc < 0 && rc != -EAGAIN)
 				return rc;
 			moved |= !rc;
@@ -365,6 +397,7 @@ static void free_push(struct ferry_push *p)
 	for (uint32_t i = 0; i < p->n_lanes; i++)
 		free(p->lanes[i].scratch.data);
 	ferry_close(p->stop_fd);
+	ferry_turn_fini(&p->turn);
 	free(p);
 }
 
@@ -415,6 +448,7 @@ int ferry_push_start(struct ferry_peer *peer)
 	p->session = peer->session;
 	p->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->tokens_ns = ferry_now_ns();
+	ferry_turn_init(&p->turn);
 	atomic_init(&p->rate, peer->push_rate);
 	p->is_listed = !atomic_load(&p->server->no_first);
 	for (uint32_t i = 0; i < p->server->config.n_last; i++)
