@@ -393,6 +393,8 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 	if (o->from.addr.is_unix)
 		needs |= isolation_need_of_socket(o->from.addr.path);
 	rc = isolation_narrow(needs, f);
+	if (!rc)
+		rc = confine(CONFINE_SERVES | CONFINE_READS | CONFINE_FILLS, f);
 	if (rc < 0)
 		return rc;
 	rc = ferry_image_open(&h->image, &image, f);
@@ -409,8 +411,7 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 		return rc;
 	h->job.report.more_ctx = h;
 	h->job.report.more = more_status;
-	rc = job_start(&h->job, f);
-	return rc < 0 ? rc : confine(CONFINE_SERVES | CONFINE_READS, f);
+	return job_start(&h->job, f);
 }
 
 static void tell_restart(struct handler *h, const struct ferry_worker_start *begin)

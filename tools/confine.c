@@ -153,6 +153,8 @@ static const char *const serving[] = {"io_uring_enter", "io_uring_register", "io
 
 static const char *const reading[] = {"process_vm_readv"};
 
+static const char *const filling[] = {"userfaultfd"};
+
 static const char *const attaching[] = {
 	"kcmp",
 	"kill",
@@ -258,6 +260,8 @@ static int add_rules(scmp_filter_ctx c, unsigned int needs)
 		rc = ADD_ALL(c, SCMP_ACT_ALLOW, serving);
 	if (!rc && needs & CONFINE_READS)
 		rc = ADD_ALL(c, SCMP_ACT_ALLOW, reading);
+	if (!rc && needs & CONFINE_FILLS)
+		rc = ADD_ALL(c, SCMP_ACT_ALLOW, filling);
 	if (!rc && needs & CONFINE_ATTACHES)
 		rc = ADD_ALL(c, SCMP_ACT_ALLOW, attaching);
 	if (!rc)

@@ -20,6 +20,7 @@ enum confine_need {
 	CONFINE_NOTHING = 0,
 	CONFINE_SERVES = 1 << 0, /* io_uring, also to set one up */
 	CONFINE_READS = 1 << 1,	 /* memory of another process, without stopping it */
+	CONFINE_FILLS = 1 << 3,	 /* memory of its own, by a userfaultfd */
 	CONFINE_ATTACHES =
 		1 << 2, /* ptrace, descriptors and memory of another process; CONFINE_READS */
 };

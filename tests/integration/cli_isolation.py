@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from cli_support import PAGE, Holder, Run, Serve, content, main, need_root, state_of, wait_for
+from handler_support import Handler, Vmm
 
 CAP = {"dac_override": 1, "dac_read_search": 2, "sys_ptrace": 19, "sys_admin": 21}
 
@@ -31,7 +32,7 @@ def is_sanitized():
     return any(name in libraries for name in ("libasan", "libtsan", "libubsan"))
 
 
-def check_threads(pid, allowed, bound=None):
+def check_threads(pid, allowed, bound=None, confined=True):
     """Every thread has just these capabilities, and no way to others. @bound: of a root's exec."""
     for task in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as f:
@@ -41,7 +42,7 @@ def check_threads(pid, allowed, bound=None):
         assert bound is None or int(field["CapBnd"], 16) == bound, field["CapBnd"]
         assert int(field["CapInh"], 16) == 0 and int(field["CapAmb"], 16) == 0
         assert field["NoNewPrivs"].strip() == "1"
-        assert is_sanitized() or field["Seccomp"].strip() == "2", (field["Name"], field["Seccomp"])
+        assert not confined or is_sanitized() or field["Seccomp"].strip() == "2", (field["Name"], field["Seccomp"])
 
 
 def n_threads(pid):
@@ -105,6 +106,24 @@ def a_switchover_takes_access_to_qemu(folder):
             r.end(1)
 
 
+def a_handler_takes_a_look_at_who_connects(folder):
+    need_root()
+    path, n_bytes = memory_file(folder), 600 * PAGE
+    with Serve("--file", path) as s:
+        for source in (["--file", path], ["--from", s.address]):
+            with Handler(folder, *source, "--max-rate", "64K") as h, Vmm(h, path, n_bytes) as vm:
+                vm.connected().good("touch", 10)
+                check_threads(h.worker(), mask("sys_ptrace", "dac_read_search"))
+                # It accepts and forks, and understands nothing of what comes.
+                assert n_threads(h.pid) == 1
+                check_threads(h.pid, mask("sys_ptrace", "dac_read_search", "dac_override"), confined=False)
+                os.kill(h.worker(), signal.SIGKILL)
+                h.event("restarted")
+                vm.good("touch", 10)
+                check_threads(h.worker(), mask("sys_ptrace", "dac_read_search"))
+                assert h.stop()[0] == 3, "it was not complete"
+
+
 def memory_stays_out_of_core_dumps_and_reach(folder):
     """A process that can't be dumped belongs to root in /proc, also when another user runs it."""
     need_root()
@@ -144,6 +163,7 @@ if __name__ == "__main__":
                 attaching_takes_access_to_the_process,
                 a_foreign_socket_takes_one_capability_more,
                 a_switchover_takes_access_to_qemu,
+                a_handler_takes_a_look_at_who_connects,
                 memory_stays_out_of_core_dumps_and_reach,
             ]
         )
