@@ -239,7 +239,7 @@ static void handle(struct ferry_conn *c, const struct ferry_frame *frame)
 	if (!rc)
 		rc = ferry_connection_check(&c->proto, &s->message, &code, why);
 	if (rc == -ECONNREFUSED && c->peer)
-		ferry_peer_refused(c, why);
+		ferry_peer_refused(c, s->message.error.code, why);
 	else if (rc == -ECONNREFUSED)
 		ferry_conn_close(c);
 	else if (rc < 0)
@@ -336,6 +336,23 @@ bool ferry_conn_send(struct ferry_conn *c, const struct ferry_message *m)
 	if (!c->processing)
 		ferry_conn_flush(c);
 	return true;
+}
+
+bool ferry_conn_send_copied(struct ferry_conn *c, const struct ferry_message *m)
+{
+	struct ferry_message copied = *m;
+	uint8_t *at = c->out + c->out_used;
+
+	/* In front of the message, which then takes what is left. */
+	if (c->stage != CONN_LIVE || CONN_OUT_BYTES - c->out_used < m->payload_bytes)
+		return false;
+	memcpy(at, m->payload, m->payload_bytes);
+	copied.payload = at;
+	c->out_used += m->payload_bytes;
+	if (ferry_conn_send(c, &copied))
+		return true;
+	c->out_used -= m->payload_bytes;
+	return false;
 }
 
 static void submit_send(struct ferry_conn *c)

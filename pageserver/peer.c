@@ -44,6 +44,8 @@ static void close_conns(struct ferry_peer *p)
 {
 	if (p->push)
 		ferry_push_stop(p->push);
+	if (p->digest)
+		ferry_digest_stop(p->digest);
 	if (p->control)
 		atomic_fetch_sub(&p->server->n.n_sessions, 1);
 	detach(&p->control);
@@ -107,12 +109,14 @@ void ferry_peer_conn_lost(struct ferry_conn *c, const char *why)
 	lose(p, DIAL_LOST);
 }
 
-void ferry_peer_refused(struct ferry_conn *c, const char *why)
+void ferry_peer_refused(struct ferry_conn *c, enum ferry_error_code code, const char *why)
 {
 	struct ferry_peer *p = c->peer;
 
 	ferry_warn(p->server->log, "%s: the target says: %s", c->name, why);
-	ferry_server_post(p->server, FERRY_SERVER_FAILED, FERRY_REFUSE, -ECONNREFUSED, why);
+	ferry_server_post(p->server,
+			  code == FERRY_ERROR_DAMAGED ? FERRY_SERVER_DAMAGED : FERRY_SERVER_FAILED,
+			  FERRY_REFUSE, -ECONNREFUSED, why);
 	lose(p, DIAL_ENDED);
 }
 
@@ -211,7 +215,7 @@ static int resume(struct ferry_conn *c, struct ferry_peer *p)
 		ferry_server_post(p->server, FERRY_SERVER_LINK_LOST, FERRY_LINK, -ENOTCONN,
 				  "the target opened the session again");
 	end_epoch(p);
-	if (p->push) {
+	if (p->push || p->digest) {
 		c->parked = true;
 		return 1;
 	}
@@ -375,6 +379,23 @@ static void bad_message(struct ferry_conn *c, const char *why)
 	ferry_peer_conn_lost(c, why);
 }
 
+static void start_digest(struct ferry_conn *c, const struct ferry_digest_range *range)
+{
+	struct ferry_peer *p = c->peer;
+	int rc;
+
+	if (p->digest || !atomic_load_explicit(&p->server->serving, memory_order_acquire)) {
+		bad_message(c, p->digest ? "DigestRequest while another one is being answered"
+					 : "DigestRequest while the memory still changes");
+		return;
+	}
+	rc = ferry_digest_start(p, range);
+	if (rc < 0) {
+		ferry_conn_refuse(c, FERRY_ERROR_INTERNAL, strerror(-rc));
+		ferry_peer_conn_lost(c, strerror(-rc));
+	}
+}
+
 static void control_message(struct ferry_conn *c, const struct ferry_message *m)
 {
 	struct ferry_message out = {.type = FERRY_FRAME_RELEASED};
@@ -400,6 +421,8 @@ static void control_message(struct ferry_conn *c, const struct ferry_message *m)
 		if (p->push)
 			ferry_push_set_rate(p->push, p->push_rate);
 		ferry_peer_try_push(p);
+	} else if (rc == FERRY_SESSION_DIGEST) {
+		start_digest(c, &m->digests);
 	} else if (rc == FERRY_SESSION_RELEASE) {
 		p->since_ns = ferry_now_ns();
 		if (p->push)
@@ -477,8 +500,9 @@ void ferry_peer_sweep(struct ferry_server *s, uint64_t now)
 			reap_push(p);
 			reaped = true;
 		}
+		reaped |= ferry_digest_reap(p);
 		expire(p, now);
-		if (p->dead && !p->push) {
+		if (p->dead && !p->push && !p->digest) {
 			*at = p->next;
 			free_peer(p);
 		} else {

@@ -30,7 +30,6 @@
 #define PUSH_BYTES  (256 * FERRY_KIB) /* of one sendmsg */
 #define LANE_PIECES 32
 #define STACK_BYTES (128 * FERRY_KIB)
-#define LOW_NICE    5 /* where the loop has no higher priority than others */
 /* A limited push goes out in about this many sendmsg a second, to leave the link free between. */
 #define PACED_SENDS   200
 #define MIN_PACED     (16u * FERRY_KIB)
@@ -422,21 +421,6 @@ static int init_lanes(struct ferry_push *p, const struct ferry_peer *peer)
 	return 0;
 }
 
-static int start_thread(struct ferry_push *p)
-{
-	pthread_attr_t attr;
-	int rc;
-
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK_BYTES);
-	rc = pthread_create(&p->thread, &attr, push_main, p);
-	pthread_attr_destroy(&attr);
-	/* Thread-local memory of a sanitizer may not fit such a stack. */
-	if (rc == EINVAL)
-		rc = pthread_create(&p->thread, NULL, push_main, p);
-	return -rc;
-}
-
 int ferry_push_start(struct ferry_peer *peer)
 {
 	struct ferry_push *p = calloc(1, sizeof(*p) + peer->n_bulk * sizeof(p->lanes[0]));
@@ -455,7 +439,7 @@ int ferry_push_start(struct ferry_peer *peer)
 		ferry_session_put_off(p->session, &p->server->config.last[i]);
 	rc = p->stop_fd < 0 ? -errno : init_lanes(p, peer);
 	if (!rc)
-		rc = start_thread(p);
+		rc = ferry_server_thread(&p->thread, STACK_BYTES, push_main, p);
 	if (rc < 0) {
 		free_push(p);
 		return rc;

@@ -319,6 +319,21 @@ void ferry_server_pause(struct ferry_server *s, bool paused)
 	atomic_store_explicit(&s->paused, paused, memory_order_relaxed);
 }
 
+int ferry_server_thread(pthread_t *thread, size_t stack_bytes, void *(*main)(void *), void *arg)
+{
+	pthread_attr_t attr;
+	int rc;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, stack_bytes);
+	rc = pthread_create(thread, &attr, main, arg);
+	pthread_attr_destroy(&attr);
+	/* Thread-local memory of a sanitizer may not fit such a stack. */
+	if (rc == EINVAL)
+		rc = pthread_create(thread, NULL, main, arg);
+	return -rc;
+}
+
 uint64_t ferry_server_withheld(const struct ferry_server *s)
 {
 	return s->config.no_checksum ? FERRY_FEATURE_CHECKSUM : 0;

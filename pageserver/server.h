@@ -121,13 +121,14 @@ enum ferry_server_event {
 	FERRY_SERVER_COMPLETED, /* a session's target has everything */
 	FERRY_SERVER_LINK_LOST, /* a session lost a connection; it is resumed */
 	FERRY_SERVER_FAILED,	/* a session was refused by its target, or a page can't be had */
+	FERRY_SERVER_DAMAGED,	/* a target says that what it has is not what is here; not released */
 	FERRY_SERVER_PAGES_LOST, /* a page can't be had, and its target is told; once */
 };
 
 /**
  * ferry_server_wait() - the next thing that the owner may want to know
  * @timeout_ms: -1 for ever; @stop_fd: -1 or an fd that ends the wait (-ECANCELED)
- * @f: the story for LINK_LOST, FAILED and PAGES_LOST
+ * @f: the story for LINK_LOST, FAILED, DAMAGED and PAGES_LOST
  * Return: an enum ferry_server_event, or a negative errno.
  */
 int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd, struct ferry_failure *f);

@@ -8,6 +8,7 @@
  *   peer.c     one session's connections: who is let in, what control messages do, loss and resume
  *   urgent.c   requests of a session, and their answers
  *   push.c     the push thread of a session
+ *   digest.c   a thread for a session that wants to know what the memory is
  *   dial.c     the thread that opens (and opens again) the connections of a session that we dial
  *
  * Happy path of a request: 1. the recv of an urgent connection completes; 2. the frame is decoded,
@@ -58,10 +59,12 @@
 #define MAX_SESSIONS   64u
 #define MAX_LISTENERS  8u
 #define N_EVENTS       32u
+#define LOW_NICE       5 /* of threads that work beside the loop, where it has no higher priority than others */
 
 struct ferry_server;
 struct ferry_peer;
 struct ferry_push;
+struct ferry_digest;
 struct ferry_urgent;
 struct ferry_dialer;
 
@@ -140,6 +143,9 @@ int ferry_conn_prepare_role(struct ferry_conn *c);
 /* Queue a small message. Return: false when there is no room for it. */
 bool ferry_conn_send(struct ferry_conn *c, const struct ferry_message *m);
 
+/* The same with a payload that lives no longer than the call. */
+bool ferry_conn_send_copied(struct ferry_conn *c, const struct ferry_message *m);
+
 /* Submit what waits to be sent, if no send is in flight. */
 void ferry_conn_flush(struct ferry_conn *c);
 
@@ -171,6 +177,7 @@ struct ferry_peer {
 	struct ferry_conn *control, *urgent, *bulk[FERRY_MAX_BULK]; /* borrowed */
 	uint32_t n_bulk, want_bulk; /* open; needed before the push may begin */
 	struct ferry_push *push;    /* owned; while its thread runs */
+	struct ferry_digest *digest; /* the same */
 	bool push_wanted;
 	bool push_begun; /* in this epoch */
 	bool released;	 /* its completion was told */
@@ -190,7 +197,7 @@ void ferry_peer_message(struct ferry_conn *c, const struct ferry_message *m);
 void ferry_peer_conn_lost(struct ferry_conn *c, const char *why);
 
 /* The target says it can't go on. */
-void ferry_peer_refused(struct ferry_conn *c, const char *why);
+void ferry_peer_refused(struct ferry_conn *c, enum ferry_error_code code, const char *why);
 
 /* A page can't be had, @err. */
 void ferry_peer_unavailable(struct ferry_peer *p, const struct ferry_run *run, int err);
@@ -244,6 +251,15 @@ bool ferry_push_writes_to(const struct ferry_push *push, int fd);
 /* Join and free. Return: 0 all sent, -ECANCELED stopped, a LINK error, or with @failed set, the
  * error of a page that can't be had. */
 int ferry_push_end(struct ferry_push *push, struct ferry_run *failed);
+
+/* --- digest.c ----------------------------------------------------------------------------- */
+
+/* Start to make the digests that the target asked for. Loop thread, as all of these. Errors:
+ * negative errno. */
+int ferry_digest_start(struct ferry_peer *p, const struct ferry_digest_range *range);
+void ferry_digest_stop(struct ferry_digest *d); /* it wakes the loop once it has ended */
+/* Has it ended, and was it answered? Then it is gone. */
+bool ferry_digest_reap(struct ferry_peer *p);
 
 /* --- dial.c ------------------------------------------------------------------------------- */
 
@@ -316,6 +332,9 @@ struct ferry_server {
 	uint32_t n_events, first_event;
 	int event_fd; /* owned; readable while there are events */
 };
+
+/* A thread with a small stack. Errors: negative errno. */
+int ferry_server_thread(pthread_t *thread, size_t stack_bytes, void *(*main)(void *), void *arg);
 
 /* Features that are not offered. */
 uint64_t ferry_server_withheld(const struct ferry_server *s);

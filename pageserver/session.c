@@ -213,6 +213,12 @@ int ferry_session_control(struct ferry_session *s, const struct ferry_message *m
 		if (s->machine.state == FERRY_SESSION_PUSHED)
 			return FERRY_SESSION_NOTHING;
 		return enter(s, m, FERRY_SESSION_PUSHING, FERRY_SESSION_PUSH, why);
+	case FERRY_FRAME_DIGEST_REQUEST:
+		if (check_range(s, m->digests.region, m->digests.first_page, m->digests.n_pages, why) <
+		    0)
+			return -EPROTO;
+		return s->machine.state == FERRY_SESSION_OPENING ? bad(why, "DigestRequest before LayoutOk")
+								 : FERRY_SESSION_DIGEST;
 	case FERRY_FRAME_COMPLETE:
 		return enter(s, m, FERRY_SESSION_COMPLETED, FERRY_SESSION_RELEASE, why);
 	default:

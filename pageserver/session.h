@@ -90,11 +90,12 @@ enum ferry_session_action {
 	FERRY_SESSION_NOTHING,
 	FERRY_SESSION_PUSH,    /* push what is missing, at the message's rate; or change the rate */
 	FERRY_SESSION_RELEASE, /* answer Released */
+	FERRY_SESSION_DIGEST,  /* answer Digests */
 };
 
 /**
  * ferry_session_control() - a message of the control connection
- * @m: LayoutOk, Resident, PushStart, Discarded or Complete; it passed ferry_connection_check()
+ * @m: LayoutOk, Resident, PushStart, Discarded, DigestRequest or Complete; it passed ferry_connection_check()
  * Return: an enum ferry_session_action.
  * Errors: -EPROTO with a line for people in @why (FERRY_MAX_TEXT bytes).
  */

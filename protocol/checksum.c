@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "protocol/checksum.h"
 
+#include <string.h>
+
 #define XXH_STATIC_LINKING_ONLY /* the state's size */
 #include <xxhash.h>
 
@@ -25,6 +27,15 @@ void ferry_checksum_add(void *state, const void *data, size_t bytes)
 uint64_t ferry_checksum_end(const void *state)
 {
 	return XXH3_64bits_digest(state);
+}
+
+uint64_t ferry_page_digest(uint32_t region, uint64_t page, const void *data, size_t bytes)
+{
+	const uint8_t *d = data;
+
+	if (!d[0] && !memcmp(d, d + 1, bytes - 1))
+		return 0;
+	return ferry_checksum(ferry_page_digest_seed(region, page), data, bytes);
 }
 
 bool ferry_checksum_fits(const struct ferry_connection *c, const struct ferry_message *m)

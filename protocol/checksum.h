@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The checksum of a PageRun: XXH3 with 64 bits over its payload, seeded with where it belongs. */
+/* The checksum of a PageRun, and the digest of a page: XXH3 with 64 bits, seeded with where it belongs. */
 #ifndef FERRY_PROTOCOL_CHECKSUM_H
 #define FERRY_PROTOCOL_CHECKSUM_H
 
@@ -20,6 +20,16 @@ uint64_t ferry_checksum(uint64_t seed, const void *data, size_t bytes);
 void ferry_checksum_begin(void *state, uint64_t seed); /* aligned to 64 bytes */
 void ferry_checksum_add(void *state, const void *data, size_t bytes);
 uint64_t ferry_checksum_end(const void *state);
+
+/*
+ * The digest of one page, for a whole memory's comparison: 0 when all of it is zero, so that what was
+ * never touched needs no look. That of several pages is their sum, modulo 2^64.
+ */
+static inline uint64_t ferry_page_digest_seed(uint32_t region, uint64_t page)
+{
+	return page ^ (uint64_t)region << 58;
+}
+uint64_t ferry_page_digest(uint32_t region, uint64_t page, const void *data, size_t bytes);
 
 /* Is the payload of a decoded PageRun what was sent? True where checksums were not agreed on. */
 bool ferry_checksum_fits(const struct ferry_connection *c, const struct ferry_message *m);

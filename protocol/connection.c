@@ -51,6 +51,8 @@ static const struct permission permissions[FERRY_FRAME_TYPE_MAX] = {
 	[FERRY_FRAME_PAGE_REQUEST] = {TARGET, URGENT},
 	[FERRY_FRAME_PAGE_RUN] = {SOURCE, URGENT | BULK},
 	[FERRY_FRAME_PUSH_DONE] = {SOURCE, BULK},
+	[FERRY_FRAME_DIGEST_REQUEST] = {TARGET, CONTROL},
+	[FERRY_FRAME_DIGESTS] = {SOURCE, CONTROL},
 	[FERRY_FRAME_PREPARE] = {SOURCE, SWITCHOVER},
 	[FERRY_FRAME_PREPARED] = {TARGET, SWITCHOVER},
 	[FERRY_FRAME_STOPPED] = {SOURCE, SWITCHOVER},
@@ -141,9 +143,17 @@ static int check_welcome(struct ferry_connection *c, const struct ferry_welcome 
 	return ferry_machine_move(&c->machine, FERRY_CONNECTION_OPEN);
 }
 
-/* What was agreed on holds for every run. Return: why not, or NULL. */
-static const char *check_run(const struct ferry_connection *c, const struct ferry_page_run *r)
+/* Only what was agreed on comes. Return: why not, or NULL. */
+static const char *check_agreed(const struct ferry_connection *c, const struct ferry_message *m)
 {
+	const struct ferry_page_run *r = &m->run;
+
+	if (m->type == FERRY_FRAME_DIGEST_REQUEST || m->type == FERRY_FRAME_DIGESTS)
+		return c->features & FERRY_FEATURE_DIGEST
+			       ? NULL
+			       : "digests of memory, which were not agreed on";
+	if (m->type != FERRY_FRAME_PAGE_RUN)
+		return NULL;
 	if (c->features & FERRY_FEATURE_CHECKSUM && !r->has_checksum)
 		return "pages without the checksum that was agreed on";
 	if (r->encoding == FERRY_ENCODING_LOST && !(c->features & FERRY_FEATURE_LOST))
@@ -174,7 +184,7 @@ int ferry_connection_check(struct ferry_connection *c, const struct ferry_messag
 	case FERRY_CONNECTION_OPEN:
 		if (!(p->sides & 1u << other(c->side)) || !(p->roles & 1u << c->hello.role))
 			break;
-		broken = m->type == FERRY_FRAME_PAGE_RUN ? check_run(c, &m->run) : NULL;
+		broken = check_agreed(c, m);
 		if (!broken)
 			return 0;
 		snprintf(why, FERRY_MAX_TEXT, "%s", broken);

@@ -28,6 +28,8 @@ const char *ferry_frame_type_name(unsigned int type)
 		[FERRY_FRAME_PAGE_REQUEST] = "PageRequest",
 		[FERRY_FRAME_PAGE_RUN] = "PageRun",
 		[FERRY_FRAME_PUSH_DONE] = "PushDone",
+		[FERRY_FRAME_DIGEST_REQUEST] = "DigestRequest",
+		[FERRY_FRAME_DIGESTS] = "Digests",
 		[FERRY_FRAME_PREPARE] = "Prepare",
 		[FERRY_FRAME_PREPARED] = "Prepared",
 		[FERRY_FRAME_STOPPED] = "Stopped",
@@ -52,6 +54,8 @@ static uint32_t max_payload(enum ferry_frame_type type)
 	case FERRY_FRAME_RESIDENT:
 	case FERRY_FRAME_DEVICE_STATE:
 		return FERRY_MAX_CONTROL_BYTES;
+	case FERRY_FRAME_DIGESTS:
+		return FERRY_MAX_DIGESTS * 8u;
 	default:
 		return 0;
 	}

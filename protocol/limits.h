@@ -20,6 +20,8 @@
 #define FERRY_MAX_REQUEST_RUNS	   512
 #define FERRY_MAX_REQUEST_RUN_PAGES 1024u /* pages in one run of a request */
 #define FERRY_MAX_BULK		   16
+#define FERRY_MAX_DIGESTS	   256	 /* in one answer */
+#define FERRY_MAX_DIGEST_PAGES	   1024u /* pages of one digest */
 #define FERRY_MAX_STATE_BYTES	   FERRY_MAX_CONTROL_BYTES
 #define FERRY_MAX_TEXT		   400 /* bytes of an error's or reason's text, with the NUL */
 #define FERRY_MAX_DEVICE_STATE	   (1ull << 30) /* bytes in all */

@@ -236,6 +236,26 @@ static int pack_range(enum ferry_frame_type type, const struct ferry_page_range 
 	}
 }
 
+static int pack_digests(enum ferry_frame_type type, const struct ferry_digest_range *r, uint8_t *out,
+			size_t size)
+{
+	Pageferry__DigestRequest request = PAGEFERRY__DIGEST_REQUEST__INIT;
+	Pageferry__Digests digests = PAGEFERRY__DIGESTS__INIT;
+
+	if (type == FERRY_FRAME_DIGEST_REQUEST) {
+		request.region = r->region;
+		request.first_page = r->first_page;
+		request.n_pages = r->n_pages;
+		request.pages_each = r->pages_each;
+		return pack(&request.base, out, size);
+	}
+	digests.region = r->region;
+	digests.first_page = r->first_page;
+	digests.n_pages = r->n_pages;
+	digests.pages_each = r->pages_each;
+	return pack(&digests.base, out, size);
+}
+
 static int pack_message(const struct ferry_message *m, uint8_t *out, size_t size)
 {
 	switch (m->type) {
@@ -298,6 +318,9 @@ static int pack_message(const struct ferry_message *m, uint8_t *out, size_t size
 		return pack_request(&m->request, out, size);
 	case FERRY_FRAME_PAGE_RUN:
 		return pack_run(&m->run, out, size);
+	case FERRY_FRAME_DIGEST_REQUEST:
+	case FERRY_FRAME_DIGESTS:
+		return pack_digests(m->type, &m->digests, out, size);
 	case FERRY_FRAME_PREPARE:
 		return pack_prepare(&m->prepare, out, size);
 	case FERRY_FRAME_DEVICE_STATE_END: {
@@ -478,6 +501,17 @@ static int resident_from_wire(const Pageferry__Resident *w, uint32_t payload_byt
 	return 0;
 }
 
+static int digests_from_wire(const struct ferry_digest_range *r, char *why)
+{
+	if (check_range(r->region, r->first_page, r->n_pages, why) < 0)
+		return -EPROTO;
+	if (!r->pages_each || r->pages_each > FERRY_MAX_DIGEST_PAGES ||
+	    r->n_pages > (uint64_t)r->pages_each * FERRY_MAX_DIGESTS)
+		return bad(why, "digests of %llu pages, of %u pages each",
+			   (unsigned long long)r->n_pages, r->pages_each);
+	return 0;
+}
+
 static int prepare_from_wire(const Pageferry__Prepare *w, struct ferry_prepare *p, char *why)
 {
 	p->n_bulk = w->has_n_bulk ? w->n_bulk : 1;
@@ -524,6 +558,10 @@ static const ProtobufCMessageDescriptor *descriptor(enum ferry_frame_type type)
 		return &pageferry__page_run__descriptor;
 	case FERRY_FRAME_PUSH_DONE:
 		return &pageferry__push_done__descriptor;
+	case FERRY_FRAME_DIGEST_REQUEST:
+		return &pageferry__digest_request__descriptor;
+	case FERRY_FRAME_DIGESTS:
+		return &pageferry__digests__descriptor;
 	case FERRY_FRAME_PREPARE:
 		return &pageferry__prepare__descriptor;
 	case FERRY_FRAME_PREPARED:
@@ -550,7 +588,7 @@ static const ProtobufCMessageDescriptor *descriptor(enum ferry_frame_type type)
 static enum ferry_error_code error_code_from_wire(Pageferry__ErrorCode code)
 {
 	if (code < PAGEFERRY__ERROR_CODE__ERROR_PROTOCOL ||
-	    code > PAGEFERRY__ERROR_CODE__ERROR_INTERNAL)
+	    code > PAGEFERRY__ERROR_CODE__ERROR_DAMAGED)
 		return FERRY_ERROR_INTERNAL;
 	return (enum ferry_error_code)code;
 }
@@ -604,6 +642,25 @@ static int from_wire(const ProtobufCMessage *base, struct ferry_message *m, char
 		return request_from_wire(w, &m->request, why);
 	case FERRY_FRAME_PAGE_RUN:
 		return run_from_wire(w, m->payload_bytes, &m->run, why);
+	case FERRY_FRAME_DIGEST_REQUEST: {
+		const Pageferry__DigestRequest *d = w;
+
+		m->digests = (struct ferry_digest_range){d->region, d->pages_each, d->first_page,
+							 d->n_pages};
+		return digests_from_wire(&m->digests, why);
+	}
+	case FERRY_FRAME_DIGESTS: {
+		const Pageferry__Digests *d = w;
+		int rc;
+
+		m->digests = (struct ferry_digest_range){d->region, d->pages_each, d->first_page,
+							 d->n_pages};
+		rc = digests_from_wire(&m->digests, why);
+		if (!rc && m->payload_bytes != ferry_digest_count(&m->digests) * 8)
+			rc = bad(why, "%u bytes for %u digests", m->payload_bytes,
+				 ferry_digest_count(&m->digests));
+		return rc;
+	}
 	case FERRY_FRAME_PREPARE:
 		return prepare_from_wire(w, &m->prepare, why);
 	case FERRY_FRAME_DEVICE_STATE:

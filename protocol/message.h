@@ -35,6 +35,7 @@ enum ferry_error_code {
 	FERRY_ERROR_LAYOUT = 5,
 	FERRY_ERROR_UNAVAILABLE = 6,
 	FERRY_ERROR_INTERNAL = 7,
+	FERRY_ERROR_DAMAGED = 8,
 };
 
 enum ferry_encoding {
@@ -46,8 +47,10 @@ enum ferry_encoding {
 #define FERRY_FEATURE_SOURCE_TIMES (UINT64_C(1) << 0) /* answers carry the source's times */
 #define FERRY_FEATURE_CHECKSUM	   (UINT64_C(1) << 1) /* every PageRun has one */
 #define FERRY_FEATURE_LOST	   (UINT64_C(1) << 2) /* pages may be said to be lost */
+#define FERRY_FEATURE_DIGEST	   (UINT64_C(1) << 3) /* the target may ask for digests */
 #define FERRY_FEATURES_ALL                                                                         \
-	(FERRY_FEATURE_SOURCE_TIMES | FERRY_FEATURE_CHECKSUM | FERRY_FEATURE_LOST)
+	(FERRY_FEATURE_SOURCE_TIMES | FERRY_FEATURE_CHECKSUM | FERRY_FEATURE_LOST |                \
+	 FERRY_FEATURE_DIGEST)
 
 struct ferry_session_id {
 	uint8_t bytes[FERRY_SESSION_ID_BYTES];
@@ -118,6 +121,19 @@ struct ferry_page_range {
 	uint64_t n_pages;
 };
 
+/* DigestRequest, Digests: pages, and how many of them each digest is of. */
+struct ferry_digest_range {
+	uint32_t region;
+	uint32_t pages_each;
+	uint64_t first_page;
+	uint64_t n_pages;
+};
+
+static inline uint32_t ferry_digest_count(const struct ferry_digest_range *r)
+{
+	return (uint32_t)((r->n_pages + r->pages_each - 1) / r->pages_each);
+}
+
 struct ferry_prepare {
 	char vm[FERRY_MAX_TEXT];
 	char vmm_version[FERRY_MAX_REGION_NAME];
@@ -145,6 +161,7 @@ struct ferry_message {
 		struct ferry_pong pong;
 		struct ferry_page_request request;
 		struct ferry_page_run run;
+		struct ferry_digest_range digests; /* both messages */
 		struct ferry_prepare prepare;
 		struct { uint64_t total_bytes; } device_state_end;
 		struct { uint64_t stopped_for_ns; } commit;

@@ -357,11 +357,12 @@ static int serve(struct serve *s, const struct options *o)
 			report_link_lost(&s->job.report, f.text);
 		if (event == FERRY_SERVER_PAGES_LOST)
 			tell_lost(s, &f);
-		if (event == FERRY_SERVER_FAILED) {
+		if (event == FERRY_SERVER_FAILED || event == FERRY_SERVER_DAMAGED) {
 			if (o->once)
 				return finish(s, &f,
-					      f.consequence == FERRY_LOST ? EXIT_LOST
-									  : EXIT_FAILED);
+					      event == FERRY_SERVER_DAMAGED ? EXIT_UNVERIFIED
+					      : f.consequence == FERRY_LOST ? EXIT_LOST
+									    : EXIT_FAILED);
 			tell_failed(s, &f);
 		}
 		ferry_server_stats(s->server, &stats);

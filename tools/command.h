@@ -12,6 +12,7 @@
 #define EXIT_USAGE  2
 #define EXIT_WAITS  3
 #define EXIT_LOST   4
+#define EXIT_UNVERIFIED 5 /* all is there, but differs from the source's, or --verify could not tell */
 
 struct command {
 	const char *name;

@@ -27,7 +27,8 @@ pb = None  # the module that protoc makes of pageferry.proto
 
 TYPES = dict(
     Hello=1, Welcome=2, Error=3, Layout=10, LayoutOk=11, Resident=12, PushStart=13, Discarded=14,
-    Complete=15, Released=16, Ping=17, Pong=18, PageRequest=20, PageRun=21, PushDone=22)
+    Complete=15, Released=16, Ping=17, Pong=18, PageRequest=20, PageRun=21, PushDone=22,
+    DigestRequest=24, Digests=25)
 NAMES = {number: name for name, number in TYPES.items()}
 HEADER = struct.Struct("<4sBBHII")
 MAX_MESSAGE, MAX_RUN, MAX_OTHER = 16384, 4 * 1024 * 1024, 65536
@@ -37,6 +38,8 @@ SOURCE, TARGET = 1, 2
 CONTROL, URGENT, BULK, SWITCHOVER = 1, 2, 3, 4
 RAW, ZERO = 0, 1
 CHECKSUMS = 2
+DIGESTS = 8
+MAX_DIGESTS, MAX_DIGEST_PAGES = 256, 1024
 SOURCE_TIMES = 1
 PROTOCOL, VERSION, SESSION = 1, 2, 4
 SILENCE_S = 10
@@ -113,7 +116,8 @@ class Connection:
         check(magic == b"PFRY" and not flags and not reserved, "not a frame header")
         check(type_ in NAMES, f"unknown type {type_}")
         name = NAMES[type_]
-        limit = MAX_RUN if name == "PageRun" else MAX_OTHER if name in ("Layout", "Resident") else 0
+        limit = MAX_RUN if name == "PageRun" else MAX_OTHER if name in ("Layout", "Resident") else (
+            8 * MAX_DIGESTS if name == "Digests" else 0)
         check(msg_len <= MAX_MESSAGE, f"{name} of {msg_len} bytes")
         check(payload_len <= limit, f"{name} with a payload of {payload_len} bytes")
         msg = getattr(pb, name).FromString(self.read(msg_len))
@@ -262,7 +266,7 @@ class Session:
         self.state = b""
 
     def dial(self, role, **changes):
-        fields = dict(version_min=1, version_max=1, features=SOURCE_TIMES | CHECKSUMS, session_id=self.id,
+        fields = dict(version_min=1, version_max=1, features=SOURCE_TIMES | CHECKSUMS | DIGESTS, session_id=self.id,
                       side=TARGET, role=role, index=0, software="ferry_client.py")
         if self.epoch:
             fields["epoch"] = self.epoch
@@ -504,6 +508,30 @@ def takeover(args):
     return "the old ones were closed"
 
 
+def digests(args):
+    """of pages alone, of many together, and of all: those of the file; also while pages are requested"""
+    s = Session(args).open()
+    check(s.control.features & DIGESTS, "digests are not offered")
+    n = s.memory.n_pages
+
+    def of(page):
+        data = s.memory.file[page * s.memory.page:(page + 1) * s.memory.page]
+        return xxh3(data, ctypes.c_size_t(len(data)), ctypes.c_uint64(page)) if any(data) else 0
+
+    for first, count, each in ((0, 1, 1), (n - 1, 1, 1024), (0, min(n, 256), 1), (n // 3, n - n // 3, 1024), (0, n, 17)):
+        s.requests.send(s.urgent, [(first, 1)])
+        s.control.send("DigestRequest", region=0, first_page=first, n_pages=count, pages_each=each)
+        got, payload = s.control.expect("Digests")
+        check((got.region, got.first_page, got.n_pages, got.pages_each) == (0, first, count, each),
+              "digests of other pages")
+        want = [sum(of(p) for p in range(i, min(i + each, first + count))) & (1 << 64) - 1
+                for i in range(first, first + count, each)]
+        check(list(struct.unpack(f"<{len(payload) // 8}Q", payload)) == want,
+              f"the digests of {first}+{count}, {each} each, are not the file's")
+    s.close()
+    return f"of {n} pages"
+
+
 def ping(args):
     """a ping is answered with its own time"""
     s = Session(args).open()
@@ -553,7 +581,7 @@ def versions(args):
     return "version 1"
 
 
-SCENARIOS = [single, batched, pipelined, early, push, mixed, discarded, resume, takeover, ping, refusals,
+SCENARIOS = [single, batched, pipelined, early, push, mixed, discarded, resume, takeover, digests, ping, refusals,
              versions]
 
 

@@ -36,7 +36,8 @@ HEAD = """\
 
 TYPE = dict(
     Hello=1, Welcome=2, Error=3, Layout=10, LayoutOk=11, Resident=12, PushStart=13, Discarded=14,
-    Complete=15, Released=16, Ping=17, Pong=18, PageRequest=20, PageRun=21, PushDone=22, Prepare=30,
+    Complete=15, Released=16, Ping=17, Pong=18, PageRequest=20, PageRun=21, PushDone=22,
+    DigestRequest=24, Digests=25, Prepare=30,
     Prepared=31, Stopped=32, DeviceState=33, DeviceStateEnd=34, Loaded=35, Commit=36, Running=37,
     Abort=38)
 
@@ -180,6 +181,15 @@ def add_exact(v):
     ex("page_run_lost", "answers request 3: region 0, pages 9+4 are lost", "PageRun",
        dict(region=0, first_page=9, n_pages=4, encoding=2, request_id=3))
     ex("push_done", "nothing more", "PushDone")
+    ex("digest_request", "region 1, pages 512+65000, 256 pages each", "DigestRequest",
+       dict(region=1, first_page=512, n_pages=65000, pages_each=256))
+    ex("digest_request_one_page", "region 0, page 2^32 - 2", "DigestRequest",
+       dict(region=0, first_page=MAX_PAGES - 1, n_pages=1, pages_each=1))
+    ex("digests", "region 1, pages 7+2, one page each: 0 and 0x1111111111111111", "Digests",
+       dict(region=1, first_page=7, n_pages=2, pages_each=1), bytes(8) + b"\x11" * 8)
+    ex("digests_most", "region 0, pages 0+262144, 1024 pages each: all 2^64 - 1", "Digests",
+       dict(region=0, first_page=0, n_pages=262144, pages_each=1024), Bytes((b"\xff", 2048)))
+    ex("error_damaged", "code 8 (damaged), text \"page 7\"", "Error", dict(code=8, text="page 7"))
     ex("prepare", "vm \"web-1\", VMM \"7.2.22\", machine \"pc-i440fx-7.2\", 2 bulk connections, "
        "region 0 \"pc.ram\" of 65536 pages of 4096", "Prepare",
        dict(vm="web-1", vmm_version="7.2.22", machine="pc-i440fx-7.2", n_bulk=2,
@@ -247,8 +257,9 @@ def add_header(v):
     hd("page_run_payload_largest", "4294967295 bytes of payload", header(21, 30, (1 << 32) - 1))
     for name in ("Layout", "Resident", "DeviceState"):
         hd(f"{name.lower()}_over_limit", "65537 bytes of payload", header(TYPE[name], 20, 65537))
+    hd("digests_over_limit", "2049 bytes of payload", header(25, 20, 2049))
     for name in TYPE:
-        if name not in ("PageRun", "Layout", "Resident", "DeviceState"):
+        if name not in ("PageRun", "Layout", "Resident", "DeviceState", "Digests"):
             hd(f"payload_of_{name.lower()}", "it has none", header(TYPE[name], 0, 1))
 
 
@@ -311,6 +322,18 @@ def add_message(v):
         dict(region=0, first_page=MAX_PAGES, n_pages=1))
     bad("discarded_sum_overflows", "impossible pages", "Discarded",
         dict(region=0, first_page=U64, n_pages=2))
+
+    digests = dict(region=0, first_page=0, n_pages=1, pages_each=1)
+    bad("digest_request_of_no_pages", "impossible pages 0+0", "DigestRequest", dict(digests, n_pages=0))
+    bad("digest_request_past_the_end", "impossible pages", "DigestRequest", dict(digests, first_page=MAX_PAGES))
+    bad("digest_request_of_none_each", "of 0 pages each", "DigestRequest", dict(digests, pages_each=0))
+    bad("digest_request_of_1025_each", "of 1025 pages each", "DigestRequest", dict(digests, pages_each=1025))
+    bad("digest_request_for_257", "digests of 257 pages, of 1 pages each", "DigestRequest",
+        dict(digests, n_pages=257))
+    bad("digests_region_32", "of region 32", "Digests", dict(digests, region=32), bytes(8))
+    bad("digests_too_few", "8 bytes for 2 digests", "Digests", dict(digests, n_pages=3, pages_each=2), bytes(8))
+    bad("digests_too_many", "16 bytes for 1 digests", "Digests", digests, bytes(16))
+    bad("digests_cut_short", "7 bytes for 1 digests", "Digests", digests, bytes(7))
 
     req = dict(request_id=1, region=[0], first_page=[0], n_pages=[1])
     bad("request_id_0", "request id 0", "PageRequest", dict(req, request_id=0))
@@ -386,14 +409,14 @@ def add_incomplete(v):
 def fuzz_seeds(vectors):
     """The vectors as inputs of tests/fuzz/fuzz_TARGET.c: (target, name, bytes)."""
     source_sends = {TYPE[n] for n in (
-        "Layout", "Released", "PageRun", "PushDone", "Prepare", "Stopped", "DeviceState",
+        "Layout", "Released", "PageRun", "PushDone", "Digests", "Prepare", "Stopped", "DeviceState",
         "DeviceStateEnd", "Commit")}
     for name, _, _, data in vectors:
         raw = data.raw()
         if len(raw) > 1 << 16:
             continue
         type_ = raw[4]
-        role = 3 if type_ >= 30 else 0 if type_ < 20 else 1 if type_ == 20 else 2
+        role = 3 if type_ >= 30 else 0 if type_ < 20 or type_ in (24, 25) else 1 if type_ == 20 else 2
         how = (1 if type_ in source_sends else 0) | role << 1 | (8 if type_ > 3 else 0) | 12 << 4
         yield "stream", name, raw + bytes([how])
         # Unchanged handshakes, and then the vector.

@@ -86,6 +86,12 @@ static inline bool messages_equal(const struct ferry_message *a, const struct fe
 		       a->run.answered_ns == b->run.answered_ns &&
 		       a->run.has_checksum == b->run.has_checksum &&
 		       a->run.checksum == b->run.checksum;
+	case FERRY_FRAME_DIGEST_REQUEST:
+	case FERRY_FRAME_DIGESTS:
+		return a->digests.region == b->digests.region &&
+		       a->digests.first_page == b->digests.first_page &&
+		       a->digests.n_pages == b->digests.n_pages &&
+		       a->digests.pages_each == b->digests.pages_each;
 	case FERRY_FRAME_PREPARE:
 		return !strcmp(a->prepare.vm, b->prepare.vm) &&
 		       !strcmp(a->prepare.vmm_version, b->prepare.vmm_version) &&
@@ -123,6 +129,6 @@ static inline enum ferry_frame_type frame_type_at(unsigned int i)
 	return (enum ferry_frame_type)0;
 }
 
-#define N_FRAME_TYPES 24u
+#define N_FRAME_TYPES 26u
 
 #endif

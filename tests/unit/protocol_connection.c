@@ -31,6 +31,8 @@ static const struct {
 	{FERRY_FRAME_PAGE_REQUEST, "", "T", "", ""},
 	{FERRY_FRAME_PAGE_RUN, "", "S", "S", ""},
 	{FERRY_FRAME_PUSH_DONE, "", "", "S", ""},
+	{FERRY_FRAME_DIGEST_REQUEST, "T", "", "", ""},
+	{FERRY_FRAME_DIGESTS, "S", "", "", ""},
 	{FERRY_FRAME_PREPARE, "", "", "", "S"},
 	{FERRY_FRAME_PREPARED, "", "", "", "T"},
 	{FERRY_FRAME_STOPPED, "", "", "", "S"},
@@ -79,7 +81,7 @@ static struct ferry_message message_of(enum ferry_frame_type type, enum ferry_si
 	if (type == FERRY_FRAME_HELLO)
 		m.hello = hello_of(sender, role);
 	else if (type == FERRY_FRAME_WELCOME)
-		m.welcome.version = 1;
+		m.welcome = (struct ferry_welcome){1, FERRY_FEATURES_ALL};
 	else if (type == FERRY_FRAME_PAGE_RUN)
 		m.run.has_checksum = true;
 	else if (type == FERRY_FRAME_ERROR)
@@ -288,6 +290,19 @@ static void open_without(struct ferry_connection *c, uint64_t withheld)
 	cr_assert_eq(ferry_connection_check(c, &m, &code, why), 0);
 	ferry_connection_welcome(c, &m);
 	cr_assert_eq(m.welcome.features, FERRY_FEATURES_ALL & ~withheld);
+}
+
+Test(connection, digests_come_only_where_they_were_agreed_on)
+{
+	struct ferry_message m = {FERRY_FRAME_DIGEST_REQUEST, .digests = {0, 1, 0, 1}};
+	enum ferry_error_code code;
+	char why[FERRY_MAX_TEXT];
+	struct ferry_connection c;
+
+	bring_to(&c, FERRY_CONNECTION_OPEN, false, FERRY_SIDE_SOURCE, FERRY_ROLE_CONTROL);
+	cr_assert_eq(ferry_connection_check(&c, &m, &code, why), 0);
+	c.features &= ~FERRY_FEATURE_DIGEST;
+	cr_assert_eq(ferry_connection_check(&c, &m, &code, why), -EPROTO);
 }
 
 static int check_run(uint64_t withheld, struct ferry_page_run run)

@@ -60,6 +60,7 @@ Test(frame, lengths_at_the_limits)
 				   type == FERRY_FRAME_DEVICE_STATE;
 		uint32_t max = type == FERRY_FRAME_PAGE_RUN ? FERRY_MAX_RUN_BYTES
 			       : has_payload		    ? FERRY_MAX_CONTROL_BYTES
+			       : type == FERRY_FRAME_DIGESTS ? FERRY_MAX_DIGESTS * 8u
 							    : 0;
 
 		for (int64_t d = -1; d <= 1; d++) {

@@ -153,6 +153,18 @@ static void some_message(struct random *r, enum ferry_frame_type type, struct fe
 	case FERRY_FRAME_PAGE_RUN:
 		some_page_run(r, m);
 		break;
+	case FERRY_FRAME_DIGEST_REQUEST:
+	case FERRY_FRAME_DIGESTS: {
+		struct ferry_page_range p = some_range(r, FERRY_MAX_DIGESTS * FERRY_MAX_DIGEST_PAGES);
+		uint64_t least = (p.n_pages + FERRY_MAX_DIGESTS - 1) / FERRY_MAX_DIGESTS;
+
+		m->digests = (struct ferry_digest_range){
+			p.region, (uint32_t)between(r, least, FERRY_MAX_DIGEST_PAGES), p.first_page,
+			p.n_pages};
+		if (type == FERRY_FRAME_DIGESTS)
+			m->payload_bytes = ferry_digest_count(&m->digests) * 8;
+		break;
+	}
 	case FERRY_FRAME_PREPARE:
 		some_text(r, m->prepare.vm, sizeof(m->prepare.vm), 0);
 		some_text(r, m->prepare.vmm_version, sizeof(m->prepare.vmm_version), 0);

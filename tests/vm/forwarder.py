@@ -12,7 +12,8 @@ HEADER = struct.Struct("<4sBBHII")
 HELLO = 1
 TYPES = {
     "Hello": 1, "Welcome": 2, "Error": 3, "Layout": 10, "LayoutOk": 11, "Resident": 12, "PushStart": 13,
-    "Complete": 15, "Released": 16, "PageRequest": 20, "PageRun": 21, "PushDone": 22, "Prepare": 30,
+    "Complete": 15, "Released": 16, "PageRequest": 20, "PageRun": 21, "PushDone": 22,
+    "DigestRequest": 24, "Digests": 25, "Prepare": 30,
     "Prepared": 31, "Stopped": 32, "DeviceState": 33, "DeviceStateEnd": 34, "Loaded": 35, "Commit": 36,
     "Running": 37, "Abort": 38}
 ROLES = {1: "control", 2: "urgent", 3: "bulk", 4: "switchover"}
