@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "migrate/qemu_ram.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -9,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 #include "base/cleanup.h"
 #include "base/util.h"
@@ -90,68 +88,6 @@ int ferry_hva_parse(const char *text, const char *name, struct ferry_hva *out)
 	return 0;
 }
 
-/* --- the files behind the memory ----------------------------------------------------------- */
-
-static bool is_file_of(const struct stat *st, const struct ferry_mapping *m)
-{
-	return st->st_ino == m->ino && st->st_dev == makedev(m->dev_major, m->dev_minor);
-}
-
-/* Opens an entry of a directory of links in /proc when it is the file of @m. */
-static int open_link(int dir, const char *name, const struct ferry_mapping *m)
-{
-	struct stat st;
-	int fd;
-
-	if (fstatat(dir, name, &st, 0) < 0 || !is_file_of(&st, m))
-		return -ENOENT;
-	fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
-	return fd < 0 ? -errno : fd;
-}
-
-/* @subdir "fd" has the files that QEMU holds open, "map_files" all that it has mapped. */
-static int open_in(pid_t pid, const char *subdir, const struct ferry_mapping *m)
-{
-	char path[64], start[32];
-	struct dirent *e;
-	int fd = -ENOENT;
-	DIR *dir;
-
-	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, subdir);
-	snprintf(start, sizeof(start), "%" PRIx64 "-", m->start.v);
-	dir = opendir(path);
-	if (!dir)
-		return -errno;
-	while (fd < 0 && (e = readdir(dir))) {
-		/* A link per mapping: only the right one is followed. */
-		if (subdir[0] == 'm' && strncmp(e->d_name, start, strlen(start)))
-			continue;
-		fd = open_link(dirfd(dir), e->d_name, m);
-	}
-	closedir(dir);
-	return fd;
-}
-
-static int open_file(pid_t pid, const struct ferry_mapping *m)
-{
-	int fd = open_in(pid, "fd", m);
-
-	return fd >= 0 ? fd : open_in(pid, "map_files", m);
-}
-
-static const struct ferry_mapping *mapping_at(const struct ferry_mapping *maps, size_t n,
-					      struct ferry_hva start, uint64_t bytes)
-{
-	for (size_t i = 0; i < n; i++) {
-		const struct ferry_mapping *m = &maps[i];
-
-		if (start.v >= m->start.v && bytes <= m->len &&
-		    start.v - m->start.v <= m->len - bytes)
-			return m;
-	}
-	return NULL;
-}
-
 /* --- backends ------------------------------------------------------------------------------ */
 
 static int refuse_private(const char *id, uint64_t bytes, struct ferry_failure *f)
@@ -192,9 +128,7 @@ static int check_mapping(const char *id, const struct ferry_mapping *m, struct f
 
 struct finder {
 	struct ferry_qemu *q;
-	char *mtree;		    /* owned */
-	struct ferry_mapping *maps; /* owned */
-	size_t n_maps;
+	char *mtree; /* owned */
 };
 
 static int find_hva(struct finder *t, const char *id, const struct ferry_mtree_entry *e,
@@ -223,7 +157,7 @@ static int add_block(struct finder *t, const char *id, uint64_t bytes,
 {
 	struct ferry_qemu *q = t->q;
 	struct ferry_qemu_ram *r = &q->ram[q->n_ram];
-	const struct ferry_mapping *m;
+	struct ferry_mapping m;
 	struct ferry_hva start;
 	int rc;
 
@@ -240,31 +174,30 @@ static int add_block(struct finder *t, const char *id, uint64_t bytes,
 	rc = find_hva(t, id, e, &start, f);
 	if (rc < 0)
 		return rc;
-	m = mapping_at(t->maps, t->n_maps, start, bytes);
-	if (!m)
+	if (ferry_maps_at(q->pid, start, bytes, &m, f) < 0)
 		return ferry_fail(
 			f, FERRY_REFUSE, -ENOENT,
 			"process %d does not have the guest's RAM '%s' where QEMU says it "
 			"is; run pageferry in the PID namespace of QEMU, and with a QMP "
 			"socket that QEMU itself has made",
 			(int)q->pid, id);
-	rc = check_mapping(id, m, f);
+	rc = check_mapping(id, &m, f);
 	if (rc < 0)
 		return rc;
-	r->fd = open_file(q->pid, m);
+	r->fd = ferry_maps_open(q->pid, &m, O_RDONLY);
 	if (r->fd < 0)
 		return ferry_fail_errno(
 			f, FERRY_REFUSE, r->fd,
 			"the guest's RAM '%s' (%s) can't be opened through /proc/%d; "
 			"run pageferry as root or as QEMU's user",
-			id, m->name, (int)q->pid);
+			id, m.name, (int)q->pid);
 	snprintf(r->desc.name, sizeof(r->desc.name), "%s", id);
 	r->desc.id = q->n_ram;
-	r->desc.page_bytes = m->page_bytes;
-	r->desc.n_pages = bytes / m->page_bytes;
+	r->desc.page_bytes = m.page_bytes;
+	r->desc.n_pages = bytes / m.page_bytes;
 	r->start = start;
-	r->kind = m->kind;
-	r->offset = m->offset + (start.v - m->start.v);
+	r->kind = m.kind;
+	r->offset = m.offset + (start.v - m.start.v);
 	q->ram_bytes += bytes;
 	q->n_ram++;
 	return 0;
@@ -322,8 +255,6 @@ int ferry_qemu_find_ram(struct ferry_qemu *q, const struct ferry_log *log, struc
 
 	rc = ferry_qmp_human(q->qmp, "info mtree -f", &t.mtree, f);
 	if (!rc)
-		rc = ferry_maps_find(q->pid, "", &t.maps, &t.n_maps, f);
-	if (!rc)
 		rc = ferry_qmp_execute(q->qmp, "query-memdev", NULL, &list, f);
 	json_array_foreach(list, i, backend)
 	{
@@ -332,7 +263,6 @@ int ferry_qemu_find_ram(struct ferry_qemu *q, const struct ferry_log *log, struc
 	}
 	json_decref(list);
 	free(t.mtree);
-	free(t.maps);
 	if (rc < 0)
 		return rc;
 	qsort(q->ram, q->n_ram, sizeof(q->ram[0]), by_name);

@@ -110,8 +110,9 @@ static int place(struct receiver *r, const struct ferry_run *run, enum ferry_enc
 	int wait_ms = 0, rc;
 
 	for (;;) {
-		rc = encoding == FERRY_ENCODING_LOST ? ferry_engine_lose(t, run)
-						     : ferry_engine_fill(t, run, data, &done, &n_new);
+		rc = encoding == FERRY_ENCODING_LOST
+			     ? ferry_engine_lose(t, run)
+			     : ferry_engine_fill(t, run, data, &r->bulk->pipe, &done, &n_new);
 		if (rc == -EAGAIN) {
 			/* The fault thread reads the event; then the thread that made it must run. */
 			ferry_engine_kick(t->fault_kick);
@@ -196,6 +197,7 @@ void *ferry_engine_bulk_thread(void *arg)
 	struct ferry_frame frame;
 	int rc = -ENOMEM;
 
+	bulk->pipe = FERRY_MEMORY_PIPE_NONE;
 	r.ring = ferry_trace_ring(bulk->target->trace, FERRY_RING_BULK, bulk->index);
 	r.m = malloc(sizeof(*r.m));
 	if (!r.m || ferry_arena_init(&r.arena) < 0)
@@ -209,6 +211,7 @@ void *ferry_engine_bulk_thread(void *arg)
 	}
 	ferry_fail_prefix(&r.why, "bulk connection");
 	ferry_engine_link_broken(r.t, &r.why);
+	ferry_memory_pipe_close(&bulk->pipe);
 	free(r.m);
 	ferry_arena_fini(&r.arena);
 	return NULL;

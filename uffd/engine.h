@@ -19,6 +19,7 @@
 #include <stdatomic.h>
 
 #include "uffd/channel.h"
+#include "uffd/memory_file.h"
 #include "trace/ring.h"
 #include "uffd/pager.h"
 #include "uffd/pending.h"
@@ -27,6 +28,7 @@
 
 struct ferry_engine_region {
 	struct ferry_target_region info;
+	struct ferry_memory_file file; /* written by the bulk receivers; ->fd is -1 for none */
 	_Atomic uint64_t start; /* moves when the guest's process remaps it */
 	uint64_t bytes;
 };
@@ -44,6 +46,7 @@ struct ferry_engine_bulk {
 	pthread_t thread;
 	int fd;		 /* borrowed from the link */
 	struct ferry_connection connection;
+	struct ferry_memory_pipe pipe; /* owned */
 	uint8_t *buffer; /* owned: a run, page-aligned, and behind it room for a message */
 };
 
@@ -168,7 +171,8 @@ struct ferry_target {
 
 /**
  * ferry_engine_fill() - place a run that came from the source
- * @data: its pages, or NULL when the source says that they are zero
+ * @data: its pages, page-aligned for @pipe, or NULL when the source says that they are zero
+ * @pipe: of a thread that may write the memory's file; NULL: UFFDIO_COPY alone
  * @done: in and out: pages of the run that are dealt with; a call goes on from there
  * @n_new: grows by the pages that became present by it
  * Wakes whoever waits for the pages, also when they were present already.
@@ -176,7 +180,7 @@ struct ferry_target {
  *         -ESRCH (LOST), -ENOENT (the range is not mapped any more, and no event said so).
  */
 int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
-		      uint32_t *done, uint32_t *n_new);
+		      struct ferry_memory_pipe *pipe, uint32_t *done, uint32_t *n_new);
 
 /* Place zeros on one page, or wake who waits there when it is present. Errors: as above. */
 int ferry_engine_fill_zero(struct ferry_target *t, uint32_t region, uint64_t page);

@@ -531,7 +531,7 @@ static bool place_answer(struct fault_loop *l)
 	const struct ferry_run *run = &s->run.run;
 	int rc = s->run.encoding == FERRY_ENCODING_LOST
 			 ? ferry_engine_lose(t, run)
-			 : ferry_engine_fill(t, run, s->data, &s->done, &s->n_new);
+			 : ferry_engine_fill(t, run, s->data, NULL, &s->done, &s->n_new);
 	uint64_t now;
 	uint32_t n;
 

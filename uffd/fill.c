@@ -9,6 +9,10 @@
  * placing (after looking at the marks) exclude each other by discard_lock, in pieces short enough
  * not to keep the fault thread waiting.
  *
+ * Shared memory that can be written through its file (memory_file.h) is filled so by the push. Who
+ * places a page of it, by whichever way, claims it first, for as long as that takes: short pieces,
+ * since an answer that finds its page claimed is dropped, and its threads wait for the claimer.
+ *
  * In shared memory a REMOVE event may come from a MADV_DONTNEED, which drops the process's mapping
  * but not the content: nothing may be concluded from it for pages that have not come yet. A page
  * that had come and was then punched out of the file faults again, which the pager calls PLACED.
@@ -31,6 +35,26 @@ static struct ferry_hva address(const struct ferry_target *t, uint32_t region, u
 	return (struct ferry_hva){atomic_load(&r->start) + page * r->info.desc.page_bytes};
 }
 
+/* Return: 0 when some pages are placed, or else a negative errno. */
+static int write_file(struct ferry_target *t, const struct ferry_run *run, const uint8_t *data,
+		      struct ferry_memory_pipe *pipe, struct ferry_placed *placed)
+{
+	const struct ferry_engine_region *r = &t->regions[run->region];
+	uint32_t page_bytes = r->info.desc.page_bytes;
+	struct ferry_run did = *run;
+	ssize_t n = ferry_memory_file_write(&r->file, pipe, run->first_page * page_bytes, data,
+					    (size_t)run->n_pages * page_bytes);
+
+	if (n < 0)
+		return (int)n;
+	did.n_pages = (uint32_t)n / page_bytes;
+	*placed = (struct ferry_placed){.n_new = did.n_pages};
+	ferry_pager_placed(&t->pager, &did);
+	/* After that: who begins to wait from now on is told that the page is here. */
+	(void)ferry_uffd_wake(&t->uffd, address(t, run->region, run->first_page), (uint64_t)n);
+	return 0;
+}
+
 static int copy(struct ferry_target *t, const struct ferry_run *run, const uint8_t *data,
 		struct ferry_placed *placed)
 {
@@ -47,12 +71,38 @@ static int copy(struct ferry_target *t, const struct ferry_run *run, const uint8
 	return rc;
 }
 
+/* The same for pages that have to be claimed. */
+static int place_claimed(struct ferry_target *t, const struct ferry_run *run, const uint8_t *data,
+			 struct ferry_memory_pipe *pipe, struct ferry_placed *placed)
+{
+	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
+	struct ferry_run piece = *run;
+	int rc = -EBADF;
+
+	piece.n_pages = FERRY_MIN(run->n_pages, FERRY_MEMORY_PIECE_BYTES / page_bytes);
+	piece.n_pages = ferry_pager_claim(&t->pager, &piece);
+	if (!piece.n_pages) {
+		/* Whoever has it wakes those who wait for it. */
+		*placed = (struct ferry_placed){.n_dup = 1};
+		atomic_fetch_add_explicit(&t->counters.pages_duplicate, 1, memory_order_relaxed);
+		return 0;
+	}
+	if (pipe)
+		rc = write_file(t, &piece, data, pipe, placed);
+	if (rc < 0 && rc != -ENOMEM)
+		rc = copy(t, &piece, data, placed);
+	piece.first_page += placed->n_new + placed->n_dup;
+	piece.n_pages -= placed->n_new + placed->n_dup;
+	ferry_pager_unclaim(&t->pager, &piece);
+	return rc;
+}
+
 /*
  * Deal with the start of @run: step over pages that are known already (placed by another way, said
  * to be zero, or discarded: none of them wants this content), or place those that are not.
  */
 static int copy_start(struct ferry_target *t, const struct ferry_run *run, const uint8_t *data,
-		      struct ferry_placed *placed)
+		      struct ferry_memory_pipe *pipe, struct ferry_placed *placed)
 {
 	const struct ferry_bitmap *known = &t->pager.regions[run->region].known;
 	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
@@ -68,6 +118,8 @@ static int copy_start(struct ferry_target *t, const struct ferry_run *run, const
 	}
 	to = ferry_bitmap_next_set(known, run->first_page, end);
 	piece.n_pages = (uint32_t)(to - run->first_page);
+	if (t->regions[run->region].file.fd >= 0)
+		return place_claimed(t, &piece, data, pipe, placed);
 	if (t->has_discards)
 		piece.n_pages =
 			FERRY_MIN(piece.n_pages, FERRY_MAX(LOCKED_PIECE_BYTES / page_bytes, 1u));
@@ -125,7 +177,7 @@ static int place_wanted(struct ferry_target *t, const struct ferry_run *run)
 }
 
 static int fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
-		uint32_t *done, uint32_t *n_new)
+		struct ferry_memory_pipe *pipe, uint32_t *done, uint32_t *n_new)
 {
 	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
 	int rc = 0;
@@ -145,11 +197,11 @@ static int fill(struct ferry_target *t, const struct ferry_run *run, const void 
 					 .n_pages = run->n_pages - *done};
 		const uint8_t *from = (const uint8_t *)data + (size_t)*done * page_bytes;
 		struct ferry_hva at = address(t, rest.region, rest.first_page);
-		struct ferry_placed placed;
+		struct ferry_placed placed = {0};
 
 		if (t->has_discards)
 			pthread_mutex_lock(&t->discard_lock);
-		rc = copy_start(t, &rest, from, &placed);
+		rc = copy_start(t, &rest, from, pipe, &placed);
 		if (t->has_discards)
 			pthread_mutex_unlock(&t->discard_lock);
 		*done += placed.n_new + placed.n_dup;
@@ -163,9 +215,9 @@ static int fill(struct ferry_target *t, const struct ferry_run *run, const void 
 }
 
 int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
-		      uint32_t *done, uint32_t *n_new)
+		      struct ferry_memory_pipe *pipe, uint32_t *done, uint32_t *n_new)
 {
-	int rc = fill(t, run, data, done, n_new);
+	int rc = fill(t, run, data, pipe, done, n_new);
 
 	if (!rc && t->hooks.known)
 		t->hooks.known(t->hooks.ctx, run);

@@ -10,6 +10,7 @@
  */
 #include "uffd/maps.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -334,4 +335,73 @@ int ferry_maps_find(pid_t pid, const char *match, struct ferry_mapping **out, si
 	*out = TAKE_PTR(found.v);
 	*n = found.n;
 	return 0;
+}
+
+int ferry_maps_at(pid_t pid, struct ferry_hva start, uint64_t bytes, struct ferry_mapping *out,
+		  struct ferry_failure *f)
+{
+	_cleanup_free_ struct ferry_mapping *maps = NULL;
+	size_t n;
+	int rc = ferry_maps_find(pid, "", &maps, &n, f);
+
+	for (size_t i = 0; !rc && i < n; i++) {
+		const struct ferry_mapping *m = &maps[i];
+
+		if (start.v >= m->start.v && bytes <= m->len &&
+		    start.v - m->start.v <= m->len - bytes) {
+			*out = *m;
+			return 0;
+		}
+	}
+	return rc < 0 ? rc
+		      : ferry_fail(f, FERRY_REFUSE, -ENOENT,
+				   "process %d has nothing mapped at 0x%" PRIx64, (int)pid,
+				   start.v);
+}
+
+static bool is_file_of(const struct stat *st, const struct ferry_mapping *m)
+{
+	return st->st_ino == m->ino && st->st_dev == makedev(m->dev_major, m->dev_minor);
+}
+
+/* Opens an entry of a directory of links in /proc when it is the file of @m. */
+static int open_link(int dir, const char *name, const struct ferry_mapping *m, int flags)
+{
+	struct stat st;
+	int fd;
+
+	if (fstatat(dir, name, &st, 0) < 0 || !is_file_of(&st, m))
+		return -ENOENT;
+	fd = openat(dir, name, flags | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+/* @subdir "fd" has the files that it holds open, "map_files" all that it has mapped. */
+static int open_in(pid_t pid, const char *subdir, const struct ferry_mapping *m, int flags)
+{
+	char path[64], start[32];
+	struct dirent *e;
+	int fd = -ENOENT;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, subdir);
+	snprintf(start, sizeof(start), "%" PRIx64 "-", m->start.v);
+	dir = opendir(path);
+	if (!dir)
+		return -errno;
+	while (fd < 0 && (e = readdir(dir))) {
+		/* A link per mapping: only the right one is followed. */
+		if (subdir[0] == 'm' && strncmp(e->d_name, start, strlen(start)))
+			continue;
+		fd = open_link(dirfd(dir), e->d_name, m, flags);
+	}
+	closedir(dir);
+	return fd;
+}
+
+int ferry_maps_open(pid_t pid, const struct ferry_mapping *m, int flags)
+{
+	int fd = open_in(pid, "fd", m, flags);
+
+	return fd >= 0 ? fd : open_in(pid, "map_files", m, flags);
 }

@@ -45,4 +45,20 @@ struct ferry_mapping {
 int ferry_maps_find(pid_t pid, const char *match, struct ferry_mapping **out, size_t *n,
 		    struct ferry_failure *f);
 
+/**
+ * ferry_maps_at() - the mapping that has all of a piece of memory
+ * Errors: as above; -ENOENT (REFUSE) when there is none such.
+ */
+int ferry_maps_at(pid_t pid, struct ferry_hva start, uint64_t bytes, struct ferry_mapping *out,
+		  struct ferry_failure *f);
+
+/**
+ * ferry_maps_open() - open the file that a mapping is of
+ * Through a descriptor that the process holds of it, or else through the mapping itself, which
+ * takes CAP_CHECKPOINT_RESTORE.
+ * @flags: O_RDONLY or O_RDWR
+ * Return: an fd, owned by the caller; a negative errno.
+ */
+int ferry_maps_open(pid_t pid, const struct ferry_mapping *m, int flags);
+
 #endif

@@ -16,7 +16,8 @@ int ferry_pager_init(struct ferry_pager *p, const struct ferry_layout *layout)
 		if (ferry_bitmap_init(&r->known, r->n_pages) < 0 ||
 		    ferry_bitmap_init(&r->zero, r->n_pages) < 0 ||
 		    ferry_bitmap_init(&r->asked, r->n_pages) < 0 ||
-		    ferry_bitmap_init(&r->lost, r->n_pages) < 0) {
+		    ferry_bitmap_init(&r->lost, r->n_pages) < 0 ||
+		    ferry_bitmap_init(&r->claimed, r->n_pages) < 0) {
 			ferry_pager_fini(p);
 			return -ENOMEM;
 		}
@@ -54,6 +55,7 @@ void ferry_pager_fini(struct ferry_pager *p)
 		ferry_bitmap_fini(&p->regions[i].zero);
 		ferry_bitmap_fini(&p->regions[i].asked);
 		ferry_bitmap_fini(&p->regions[i].lost);
+		ferry_bitmap_fini(&p->regions[i].claimed);
 	}
 	p->n_regions = 0;
 }
@@ -92,6 +94,29 @@ uint64_t ferry_pager_placed(struct ferry_pager *p, const struct ferry_run *run)
 
 	ferry_bitmap_clear_range(&p->regions[run->region].zero, run->first_page, run->n_pages);
 	return n;
+}
+
+uint32_t ferry_pager_claim(struct ferry_pager *p, const struct ferry_run *run)
+{
+	struct ferry_pager_region *r = &p->regions[run->region];
+	struct ferry_run rest = *run;
+	uint32_t n = 0;
+
+	while (n < run->n_pages && !ferry_bitmap_test_and_set(&r->claimed, run->first_page + n))
+		n++;
+	/* Only now: what is known from here on is not placed by anybody else. */
+	rest.n_pages = n;
+	n = (uint32_t)(ferry_bitmap_next_set(&r->known, run->first_page, run->first_page + n) -
+		       run->first_page);
+	rest.first_page += n;
+	rest.n_pages -= n;
+	ferry_pager_unclaim(p, &rest);
+	return n;
+}
+
+void ferry_pager_unclaim(struct ferry_pager *p, const struct ferry_run *run)
+{
+	ferry_bitmap_clear_range(&p->regions[run->region].claimed, run->first_page, run->n_pages);
 }
 
 uint64_t ferry_pager_said_zero(struct ferry_pager *p, const struct ferry_run *run)

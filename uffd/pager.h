@@ -9,6 +9,8 @@
  *   asked  a thread waits for it and the source was asked
  * and one for pages that are missing for good, as the source of this epoch says:
  *   lost   it is not asked for again
+ * and one for memory whose pages are placed by whoever has claimed them:
+ *   claimed  a thread is placing it, or has
  *
  * Bits are shared by the fault loop and the bulk receivers without a lock: each first writes its
  * bit and then looks at the other's, so that a page that becomes known while a thread begins to
@@ -26,7 +28,7 @@
 
 struct ferry_pager_region {
 	uint64_t n_pages;
-	struct ferry_bitmap known, zero, asked, lost;
+	struct ferry_bitmap known, zero, asked, lost, claimed;
 };
 
 struct ferry_pager {
@@ -74,6 +76,17 @@ enum ferry_fault_verdict ferry_pager_fault(struct ferry_pager *p, uint32_t regio
 
 /* A run was placed, or found present. Return: how many of its pages were not known before. */
 uint64_t ferry_pager_placed(struct ferry_pager *p, const struct ferry_run *run);
+
+/**
+ * ferry_pager_claim() - the right to place the first pages of a run, where that is not settled by
+ * the kernel What was claimed and then placed stays claimed: nobody places it again. Return: how
+ * many are claimed by this call, from the run's start on; 0 when another thread is placing the
+ * first one, or somebody has made it known.
+ */
+uint32_t ferry_pager_claim(struct ferry_pager *p, const struct ferry_run *run);
+
+/* Give claims back: of pages that could not be placed. */
+void ferry_pager_unclaim(struct ferry_pager *p, const struct ferry_run *run);
 
 /**
  * ferry_pager_said_zero() - the source says that a run is zero

@@ -166,6 +166,53 @@ static int find_all_present(struct ferry_target *t, struct ferry_failure *f)
 	return 0;
 }
 
+/* What is in a region's file is present, mapped or not. */
+static int find_written(struct ferry_target *t, uint32_t id)
+{
+	struct ferry_engine_region *r = &t->regions[id];
+	uint64_t from = 0, to;
+	int rc;
+
+	while ((rc = ferry_memory_file_next(&r->file, &from, &to, r->bytes)) > 0) {
+		while (from < to) {
+			uint64_t n = FERRY_MIN((to - from) / r->info.desc.page_bytes,
+					       (uint64_t)UINT32_MAX);
+			struct ferry_run run = {.region = id,
+						.first_page = from / r->info.desc.page_bytes,
+						.n_pages = (uint32_t)n};
+
+			atomic_fetch_add(&t->counters.pages_present,
+					 ferry_pager_placed(&t->pager, &run));
+			from += n * r->info.desc.page_bytes;
+		}
+	}
+	return rc;
+}
+
+/*
+ * Shared memory is filled through its file, where that can be done, once we know what is in it:
+ * pages that come into it from now on are ours.
+ */
+static void open_files(struct ferry_target *t)
+{
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		struct ferry_engine_region *r = &t->regions[i];
+		struct ferry_failure why = {0};
+		int rc;
+
+		if (r->info.kind != FERRY_MAPPING_SHARED)
+			continue;
+		rc = ferry_memory_file_open(&r->file, t->uffd.pid, r->info.start, r->bytes, &why);
+		if (!rc)
+			rc = find_written(t, i);
+		if (rc < 0) {
+			ferry_memory_file_close(&r->file);
+			ferry_debug(t->log, "region %u is filled by UFFDIO_COPY: %s", i,
+				    why.text[0] ? why.text : strerror(-rc));
+		}
+	}
+}
+
 static int check_region(const struct ferry_target_region *r, uint32_t i, struct ferry_failure *f)
 {
 	uint32_t p = r->desc.page_bytes;
@@ -317,6 +364,8 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	t->uffd = uffd;
 	t->stop_fd = t->fault_kick = t->session_kick = t->events_fd = -1;
 	t->fault_offer = -1;
+	for (uint32_t i = 0; i < FERRY_MAX_REGIONS; i++)
+		t->regions[i].file.fd = -1;
 	t->max_bytes_per_second = config->max_bytes_per_second;
 	t->n_bulk = config->n_bulk ? FERRY_MIN(config->n_bulk, (uint32_t)FERRY_MAX_BULK) : 1;
 	t->tls = config->tls;
@@ -353,6 +402,8 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	} else if (!rc) {
 		rc = find_all_present(t, f);
 	}
+	if (!rc)
+		open_files(t);
 	if (rc < 0) {
 		/* What was registered before us holds a guest's threads and stays so. */
 		if (!config->adopt)
@@ -641,6 +692,8 @@ void ferry_target_free(struct ferry_target *t)
 	ferry_engine_link_close(&t->incoming);
 	ferry_target_meeting_end(t->meeting);
 	ferry_pager_fini(&t->pager);
+	for (uint32_t i = 0; i < t->n_regions; i++)
+		ferry_memory_file_close(&t->regions[i].file);
 	if (t->zeroes)
 		munmap(t->zeroes, t->zeroes_bytes);
 	ferry_close(t->stop_fd);

@@ -1,8 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Lazy memory of each kind fills up with what the source has, while threads use it. */
 #include <criterion/criterion.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "engine_support.h"
 
@@ -104,6 +110,115 @@ Test(engine_fill, pages_that_are_present_are_kept)
 	cr_assert(page_is(&s, 63, again + 63 * PAGE));
 	target_close(&t);
 	source_end(&s);
+}
+
+/* What is in the file of shared memory is there, also where this process has never touched it. */
+Test(engine_fill, pages_that_are_in_the_file_are_kept)
+{
+	struct source s = {.kind = MEMORY_SHARED, .n_pages = 64};
+	struct target t = {0};
+	struct pageferry_region region;
+	struct pageferry_error e;
+
+	source_start(&s);
+	target_start(&t, &s);
+	target_push(&t);
+	target_await(&t, PAGEFERRY_COMPLETE);
+	pageferry_lazy_close(t.lazy);
+	cr_assert_eq(pwrite(t.fd, "mine", 4, 5 * PAGE), 4);
+	region = (struct pageferry_region){.start = t.memory, .bytes = 64 * PAGE};
+	cr_assert(pageferry_lazy_new(&t.lazy, &region, 1, NULL, &e) == 0, "%s", e.text);
+	cr_assert(pageferry_lazy_connect(t.lazy, s.address, &e) == 0, "%s", e.text);
+	target_push(&t);
+	target_await(&t, PAGEFERRY_COMPLETE);
+	cr_assert_eq(target_stats(&t).pages_urgent + target_stats(&t).pages_pushed, 0);
+	cr_assert_eq(memcmp(t.memory + 5 * PAGE, "mine", 4), 0);
+	cr_assert(page_is(&s, 6, t.memory + 6 * PAGE));
+	target_close(&t);
+	source_end(&s);
+}
+
+/* Of a large page that is written in part the kernel shows the rest as zeros: not to be written so. */
+Test(engine_fill, files_of_large_pages_while_threads_fault_at_random)
+{
+	struct source s = {.kind = MEMORY_SHARED, .n_pages = N_PAGES};
+	char folder[] = "/tmp/pageferry-XXXXXX";
+
+	cr_assert(mkdtemp(folder));
+	cr_assert_eq(unshare(CLONE_NEWNS), 0);
+	cr_assert_eq(mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL), 0);
+	cr_assert_eq(mount("large", folder, "tmpfs", 0, "huge=always"), 0);
+	shared_memory_folder = folder;
+	fill_under_load(&s);
+	cr_assert_eq(umount2(folder, MNT_DETACH), 0);
+	cr_assert_eq(rmdir(folder), 0);
+}
+
+struct writers {
+	uint8_t *memory;
+	_Atomic uint64_t counts[N_PAGES];
+	_Atomic uint32_t next;
+	_Atomic bool stop;
+};
+
+static _Atomic uint64_t *word_of(uint8_t *memory, uint64_t page)
+{
+	return (_Atomic uint64_t *)(memory + page * PAGE + PAGE / 2);
+}
+
+static void *write_at_random(void *arg)
+{
+	struct writers *w = arg;
+	uint64_t x = (atomic_fetch_add(&w->next, 1) + 1) * UINT64_C(0x9e3779b97f4a7c15);
+
+	while (!atomic_load(&w->stop)) {
+		x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+		atomic_fetch_add(word_of(w->memory, x % N_PAGES), 1);
+		atomic_fetch_add(&w->counts[x % N_PAGES], 1);
+	}
+	return NULL;
+}
+
+/* A page that came late, or twice, would take back what was written to it. */
+static void fill_while_threads_write(enum memory_kind kind)
+{
+	struct source s = {.kind = kind, .n_pages = N_PAGES};
+	struct target t = {0};
+	struct writers *w = calloc(1, sizeof(*w));
+	pthread_t threads[4];
+	uint8_t page[PAGE];
+
+	source_start(&s);
+	target_start(&t, &s);
+	w->memory = t.memory;
+	for (int i = 0; i < 4; i++)
+		cr_assert_eq(pthread_create(&threads[i], NULL, write_at_random, w), 0);
+	/* Some wait already when the push begins, and meet it where it is. */
+	target_await_pages(&t, 32);
+	target_push(&t);
+	target_await(&t, PAGEFERRY_COMPLETE);
+	atomic_store(&w->stop, true);
+	for (int i = 0; i < 4; i++)
+		pthread_join(threads[i], NULL);
+	for (uint64_t p = 0; p < N_PAGES; p++) {
+		uint64_t was;
+
+		page_expect(&s, p, page, PAGE);
+		memcpy(&was, page + PAGE / 2, sizeof(was));
+		cr_assert_eq(*word_of(t.memory, p) - was, w->counts[p], "page %llu has lost writes",
+			     (unsigned long long)p);
+	}
+	free(w);
+	target_close(&t);
+	source_end(&s);
+}
+
+Test(engine_fill, what_is_written_meanwhile_stays)
+{
+	for (int i = 0; i < 4; i++) {
+		fill_while_threads_write(MEMORY_SHARED);
+		fill_while_threads_write(MEMORY_ANON);
+	}
 }
 
 Test(engine_fill, zero_pages_are_said_to_be_zero)

@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -61,6 +62,8 @@ void assert_all(const struct source *s, const uint8_t *memory)
 			  (unsigned long long)p);
 }
 
+const char *shared_memory_folder;
+
 /* Return: memory, and its file in @fd when it has one. */
 static uint8_t *map_kind(enum memory_kind kind, uint64_t bytes, int *fd)
 {
@@ -71,7 +74,10 @@ static uint8_t *map_kind(enum memory_kind kind, uint64_t bytes, int *fd)
 		return map_anon(bytes);
 	if (kind == MEMORY_HUGE)
 		return map_huge(bytes);
-	*fd = memfd_create("engine", MFD_CLOEXEC);
+	if (shared_memory_folder)
+		*fd = open(shared_memory_folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	else
+		*fd = memfd_create("engine", MFD_CLOEXEC);
 	if (*fd < 0 || ftruncate(*fd, (off_t)bytes) < 0)
 		return NULL;
 	p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);

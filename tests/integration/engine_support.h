@@ -47,6 +47,9 @@ struct target {
 
 uint32_t page_bytes_of(enum memory_kind kind);
 
+/* Shared memory is in files of this folder, a tmpfs; NULL: in memfds. */
+extern const char *shared_memory_folder;
+
 /* Fresh memory like the source's, lazy and connected. */
 void target_start(struct target *t, const struct source *s);
 void target_push(struct target *t);

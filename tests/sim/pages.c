@@ -60,6 +60,7 @@ struct world {
 	struct sim_clock clock;
 	uint64_t seed;
 	bool anon; /* private anonymous memory, with discards; else shared memory */
+	bool writes;	/* shared memory that is filled through its file */
 	bool late_push; /* pages come on request only until the calm */
 
 	/* the source */
@@ -82,6 +83,7 @@ struct world {
 
 	/* the target's process */
 	struct ferry_target t;
+	struct ferry_memory_pipe pipe;
 	bool alive, target_open, complete;
 	uint32_t target_epoch, next_epoch;
 	uint64_t last_arrival[4]; /* keeps each connection in order */
@@ -176,7 +178,8 @@ static int place(struct world *w, struct ferry_hva dst, const uint8_t *data, uin
 	return 0;
 }
 
-/* These four stand in for uffd/place.c and uffd/uffd.c. The target is part of the world. */
+/* These stand in for uffd/place.c, uffd/memory_file.c and uffd/uffd.c. The target is part of the
+ * world. */
 static struct world *world_of(const struct ferry_uffd *u)
 {
 	return FERRY_CONTAINER(FERRY_CONTAINER(u, struct ferry_target, uffd), struct world, t);
@@ -197,6 +200,34 @@ int ferry_place_zero(const struct ferry_uffd *u, struct ferry_hva dst, const voi
 	(void)page_bytes;
 	(void)is_hugetlb;
 	return place(world_of(u), dst, NULL, n_pages, placed);
+}
+
+/* Nobody is woken, nothing protects what is there, and it may be done in part or not at all. */
+ssize_t ferry_memory_file_write(const struct ferry_memory_file *file,
+				struct ferry_memory_pipe *pipe, uint64_t at, const void *data,
+				size_t bytes)
+{
+	struct world *w = FERRY_CONTAINER(pipe, struct world, pipe);
+	struct ferry_engine_region *r = FERRY_CONTAINER(file, struct ferry_engine_region, file);
+	uint32_t region = (uint32_t)(r - w->t.regions);
+	uint64_t n =
+		sim_once_in(&w->clock, 3) ? 1 + sim_below(&w->clock, bytes / PAGE) : bytes / PAGE;
+
+	if (sim_once_in(&w->clock, 20))
+		return -EOPNOTSUPP;
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t page = at / PAGE + i, v;
+
+		memcpy(&v, (const uint8_t *)data + i * PAGE, sizeof(v));
+		if (w->present[region][page])
+			fail(w, "page %u/%llu is overwritten", region, (unsigned long long)page);
+		if (v != source_value(w, region, page))
+			fail(w, "page %u/%llu is written with another's content", region,
+			     (unsigned long long)page);
+		w->present[region][page] = true;
+		w->value[region][page] = v;
+	}
+	return (ssize_t)(n * PAGE);
 }
 
 int ferry_uffd_wake(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len)
@@ -393,7 +424,7 @@ static void fill_run(struct world *w, struct message *m)
 		for (uint32_t i = 0; i < m->run.run.n_pages; i++)
 			memcpy(data + (size_t)i * PAGE, &m->values[i], sizeof(m->values[i]));
 	}
-	rc = ferry_engine_fill(&w->t, &m->run.run, data, &done, &n_new);
+	rc = ferry_engine_fill(&w->t, &m->run.run, data, m->bulk ? &w->pipe : NULL, &done, &n_new);
 	free(data);
 	if (rc == -EAGAIN) {
 		sim_after(&w->clock, 5 * US, retry_run, m, m->epoch);
@@ -888,6 +919,7 @@ static void make_target(struct world *w)
 	for (uint32_t r = 0; r < N_REGIONS; r++) {
 		t->regions[r].info.desc = t->layout.regions[r];
 		t->regions[r].info.kind = w->anon ? FERRY_MAPPING_ANON : FERRY_MAPPING_SHARED;
+		t->regions[r].file.fd = w->writes ? 0 : -1;
 		t->regions[r].bytes = t->layout.regions[r].n_pages * PAGE;
 		atomic_store(&t->regions[r].start, (uint64_t)(r + 1) << 40);
 	}
@@ -955,6 +987,7 @@ static void run_seed(uint64_t seed, unsigned int sums[5])
 	w->clock.rng = seed;
 	w->clock.ctx = w;
 	w->anon = sim_once_in(&w->clock, 2);
+	w->writes = !w->anon && sim_once_in(&w->clock, 2);
 	w->late_push = sim_once_in(&w->clock, 2);
 	make_memory(w);
 	make_target(w);

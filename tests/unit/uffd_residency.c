@@ -33,6 +33,28 @@ static void place(struct ferry_pager *p, uint32_t region, uint64_t first, uint32
 	ferry_pager_placed(p, &run);
 }
 
+Test(claims, are_for_one_and_not_for_what_is_known)
+{
+	const uint64_t n_pages[] = {100};
+	struct ferry_pager *p = make(1, n_pages);
+	struct ferry_run run = {.first_page = 10, .n_pages = 20}, rest;
+
+	place(p, 0, 25, 1);
+	cr_assert_eq(ferry_pager_claim(p, &run), 15);
+	cr_assert_eq(ferry_pager_claim(p, &run), 0);
+	/* Behind the known page nothing was claimed. */
+	rest = (struct ferry_run){.first_page = 26, .n_pages = 4};
+	cr_assert_eq(ferry_pager_claim(p, &rest), 4);
+	/* Up to where another's begins. */
+	rest = (struct ferry_run){.first_page = 5, .n_pages = 20};
+	cr_assert_eq(ferry_pager_claim(p, &rest), 5);
+	rest = (struct ferry_run){.first_page = 12, .n_pages = 3};
+	ferry_pager_unclaim(p, &rest);
+	cr_assert_eq(ferry_pager_claim(p, &run), 0);
+	cr_assert_eq(ferry_pager_claim(p, &rest), 3);
+	done(p);
+}
+
 Test(residency, shares_of_small_memories_are_exact)
 {
 	const uint64_t sizes[][3] = {
