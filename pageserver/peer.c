@@ -286,9 +286,11 @@ static void admit_control(struct ferry_conn *c)
 	ferry_conn_send(c, &layout);
 }
 
+/* All connections are there, and the target has taken the layout. */
 static void tell_connected(struct ferry_peer *p)
 {
-	if (p->dialer && p->urgent && p->n_bulk == p->want_bulk)
+	if (p->dialer && p->urgent && p->n_bulk == p->want_bulk &&
+	    ferry_session_state(p->session) != FERRY_SESSION_OPENING)
 		ferry_server_post(p->server, FERRY_SERVER_CONNECTED, FERRY_OK, 0, "");
 }
 
@@ -412,6 +414,8 @@ static void control_message(struct ferry_conn *c, const struct ferry_message *m)
 		return;
 	}
 	rc = ferry_session_control(p->session, m, why);
+	if (!rc && m->type == FERRY_FRAME_LAYOUT_OK)
+		tell_connected(p);
 	if (rc < 0) {
 		bad_message(c, why);
 	} else if (rc == FERRY_SESSION_PUSH) {
