@@ -139,6 +139,13 @@ static void walk_start(struct fault_loop *l)
 	l->walk = (struct ferry_run){0};
 }
 
+/* Will the walk come by this page? Then it asks for it, and nobody else does. */
+static bool is_ahead(const struct fault_loop *l, uint32_t region, uint64_t page)
+{
+	return l->walking && (region > l->walk.region || (region == l->walk.region &&
+							  page >= l->walk.first_page));
+}
+
 static void walk_on(struct fault_loop *l)
 {
 	while (l->walking) {
@@ -274,7 +281,7 @@ static void handle_fault(struct fault_loop *l, const struct uffd_msg *msg,
 		if (t->hooks.faulted)
 			t->hooks.faulted(t->hooks.ctx, m.region, m.page);
 		ferry_notice_fault(&l->notice, &m);
-		if (l->fd >= 0 &&
+		if (l->fd >= 0 && !is_ahead(l, m.region, m.page) &&
 		    !ask(l, &(struct ferry_run){
 				    .region = m.region, .first_page = m.page, .n_pages = 1}))
 			walk_start(l);
@@ -694,7 +701,8 @@ static void take_wants(struct fault_loop *l)
 
 			if (ferry_pager_fault(&t->pager, page.region, page.first_page) ==
 				    FERRY_FAULT_ASK &&
-			    l->fd >= 0 && !l->walking && !ask(l, &page))
+			    l->fd >= 0 && !is_ahead(l, page.region, page.first_page) &&
+			    !ask(l, &page))
 				walk_start(l);
 		}
 	}
