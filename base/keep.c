@@ -193,15 +193,21 @@ enum ferry_keep_state ferry_keep_peek(const char *dir, const char *name, void *r
 int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid_t pid)
 {
 	struct ferry_keep_head *h = record;
-	ssize_t n;
+	size_t done = 0;
 
 	memcpy(h->magic, MAGIC, sizeof(h->magic));
 	h->bytes = (uint32_t)bytes;
 	h->pid = pid;
 	h->started = started(pid);
-	n = pwrite(k->fd, record, bytes, 0);
-	if (n != (ssize_t)bytes)
-		return n < 0 ? -errno : -EIO;
+	while (done < bytes) {
+		ssize_t n = pwrite(k->fd, (const char *)record + done, bytes - done, (off_t)done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		done += (size_t)n;
+	}
 	return fdatasync(k->fd) < 0 ? -errno : 0;
 }
 
