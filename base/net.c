@@ -23,6 +23,7 @@
  * wake-ups of the sender, little enough that an urgent page on the same link goes out soon. */
 #define BULK_NOTSENT_BYTES (256 * 1024)
 #define LISTEN_BACKLOG	   64
+#define SHORT_MEMORY_MS	   1 /* until a wait is tried again */
 
 static int fill_unix(struct sockaddr_un *sun, const char *path)
 {
@@ -284,7 +285,9 @@ int ferry_net_wait(int fd, short events, int timeout_ms, int stop_fd)
 			return p[1].revents ? -ECANCELED : 0;
 		if (!rc)
 			return -ETIMEDOUT;
-		if (errno != EINTR)
+		if (errno == ENOMEM)
+			(void)poll(NULL, 0, SHORT_MEMORY_MS);
+		else if (errno != EINTR)
 			return -errno;
 		if (timeout_ms >= 0) {
 			uint64_t now = ferry_now_ns();

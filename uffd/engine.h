@@ -197,7 +197,8 @@ void ferry_engine_leave_hole(struct ferry_target *t, const struct ferry_run *run
 
 /* --- fault_loop.c --------------------------------------------------------------------------- */
 
-void *ferry_engine_fault_thread(void *target);
+/* Everything that the thread needs is there when this returns 0. Errors: -ENOMEM, -EAGAIN. */
+int ferry_engine_fault_start(struct ferry_target *t);
 
 /* The push brought @run: take down which of its pages threads waited for. Return: how many. */
 uint32_t ferry_engine_overtake(struct ferry_target *t, const struct ferry_run *run,

@@ -724,8 +724,9 @@ static bool loop_once(struct fault_loop *l)
 
 	ferry_notice_poll(&l->notice);
 	rc = poll(p, FERRY_ARRAY_SIZE(p), l->retry ? RETRY_MS : -1);
+	/* Short of memory: we come again, since threads wait and nobody else serves them. */
 	if (rc < 0 && errno != EINTR)
-		return false;
+		(void)poll(NULL, 0, RETRY_MS);
 	if (p[0].revents)
 		return false;
 	if (p[4].revents) {
@@ -754,32 +755,8 @@ static bool loop_once(struct fault_loop *l)
 	return true;
 }
 
-static struct fault_loop *loop_new(struct ferry_target *t)
-{
-	struct fault_loop *l = calloc(1, sizeof(*l));
-
-	if (!l)
-		return NULL;
-	l->t = t;
-	l->fd = -1;
-	ferry_notice_init(&l->notice, t->trace);
-	l->pending.ring = ferry_trace_ring(t->trace, FERRY_RING_FAULT, 0);
-	l->pending.since_ns = t->waiting_since_ns;
-	l->pending.fault_ns = &t->fault_ns;
-	l->pending.local_ns = &t->local_ns;
-	l->m = malloc(sizeof(*l->m));
-	l->ask = calloc(1, sizeof(*l->ask));
-	if (!l->m || !l->ask || ferry_arena_init(&l->arena) < 0 ||
-	    ferry_framebuf_init(&l->in, IN_BYTES) < 0)
-		return l; /* loop_free() takes half-built ones; ->in.data tells */
-	l->ask->type = FERRY_FRAME_PAGE_REQUEST;
-	return l;
-}
-
 static void loop_free(struct fault_loop *l)
 {
-	if (!l)
-		return;
 	ferry_framebuf_fini(&l->in);
 	ferry_arena_fini(&l->arena);
 	ferry_notice_fini(&l->notice);
@@ -788,23 +765,42 @@ static void loop_free(struct fault_loop *l)
 	free(l);
 }
 
-void *ferry_engine_fault_thread(void *target)
+static struct fault_loop *loop_new(struct ferry_target *t)
 {
-	struct ferry_target *t = target;
-	struct fault_loop *l = loop_new(t);
-	struct ferry_failure why;
+	struct fault_loop *l = calloc(1, sizeof(*l));
 
+	if (!l)
+		return NULL;
+	l->t = t;
+	l->fd = -1;
+	ferry_notice_init(&l->notice, false);
+	l->pending.ring = ferry_trace_ring(t->trace, FERRY_RING_FAULT, 0);
+	l->pending.since_ns = t->waiting_since_ns;
+	l->pending.fault_ns = &t->fault_ns;
+	l->pending.local_ns = &t->local_ns;
+	l->m = malloc(sizeof(*l->m));
+	l->ask = calloc(1, sizeof(*l->ask));
+	if (!l->m || !l->ask || ferry_arena_init(&l->arena) < 0 ||
+	    ferry_framebuf_init(&l->in, IN_BYTES) < 0) {
+		loop_free(l);
+		return NULL;
+	}
+	l->ask->type = FERRY_FRAME_PAGE_REQUEST;
+	return l;
+}
+
+static void *fault_thread(void *loop)
+{
+	struct fault_loop *l = loop;
+	struct ferry_target *t = l->t;
+
+	ferry_notice_init(&l->notice, t->trace); /* of this thread */
 	/* Urgent before bulk on the CPU as well. Without the right to it nothing breaks. */
 	(void)setpriority(PRIO_PROCESS, (id_t)gettid(), FAULT_NICE);
-	if (l && l->in.data) {
-		while (loop_once(l))
-			;
-		settle_overtaken(l);
-		ferry_pending_end(&l->pending);
-	} else {
-		ferry_fail_errno(&why, FERRY_REFUSE, -ENOMEM, "fault thread");
-		ferry_engine_notify(t, FERRY_TARGET_FAILED, &why);
-	}
+	while (loop_once(l))
+		;
+	settle_overtaken(l);
+	ferry_pending_end(&l->pending);
 	loop_free(l);
 	/* Whoever offers a connection from now on must not wait for us. */
 	pthread_mutex_lock(&t->lock);
@@ -812,4 +808,22 @@ void *ferry_engine_fault_thread(void *target)
 	pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 	return NULL;
+}
+
+int ferry_engine_fault_start(struct ferry_target *t)
+{
+	struct fault_loop *l = loop_new(t);
+	int rc;
+
+	if (!l)
+		return -ENOMEM;
+	pthread_mutex_lock(&t->lock);
+	rc = -pthread_create(&t->fault_thread, NULL, fault_thread, l);
+	t->fault_running = !rc;
+	if (rc < 0)
+		t->fault_thread = 0; /* a failed attempt leaves anything there */
+	pthread_mutex_unlock(&t->lock);
+	if (rc < 0)
+		loop_free(l);
+	return rc;
 }

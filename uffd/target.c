@@ -426,12 +426,8 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 
 int ferry_target_start(struct ferry_target *t, struct ferry_failure *f)
 {
-	int rc;
+	int rc = ferry_engine_fault_start(t);
 
-	pthread_mutex_lock(&t->lock);
-	rc = -pthread_create(&t->fault_thread, NULL, ferry_engine_fault_thread, t);
-	t->fault_running = !rc;
-	pthread_mutex_unlock(&t->lock);
 	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "fault thread") : 0;
 }
 
