@@ -16,6 +16,10 @@
 #define RING_ENTRIES 256
 #define ACCEPT_BATCH 16
 
+/* A ring that fails is given this many chances to hand back what is in flight. */
+#define BROKEN_ATTEMPTS 100
+#define BROKEN_PAUSE_MS 10
+
 static int init_ring(struct io_uring *ring)
 {
 	/* One thread submits and reaps: the kernel then runs completions in our own wait, which is
@@ -58,6 +62,8 @@ int ferry_loop_init(struct ferry_server *s, struct ferry_failure *f)
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "io_uring_queue_init");
 	rc = restrict_ring(&s->ring);
+	if (rc < 0)
+		io_uring_queue_exit(&s->ring);
 	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "io_uring restrictions") : 0;
 }
 
@@ -177,7 +183,7 @@ static int wait_and_dispatch(struct ferry_server *s)
 	unsigned int head, n = 0;
 	int rc = io_uring_submit_and_wait_timeout(&s->ring, &cqe, 1, timed ? &tick : NULL, NULL);
 
-	if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EBUSY && rc != -EAGAIN)
+	if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EBUSY && rc != -EAGAIN && rc != -ENOMEM)
 		return rc;
 	io_uring_for_each_cqe(&s->ring, head, cqe)
 	{
@@ -245,16 +251,52 @@ static void release_listeners(struct ferry_server *s)
 	} while (any && !wait_and_dispatch(s));
 }
 
+/* Whoever is connected learns of it by the loss, and whoever comes by being refused. */
+static void give_up(struct ferry_server *s, int err)
+{
+	if (atomic_exchange(&s->stopping, true))
+		return;
+	ferry_error(s->log, "page server: io_uring: %s", strerror(-err));
+	ferry_server_post(s, FERRY_SERVER_FAILED, FERRY_LINK, err,
+			  "the page server's io_uring broke; start the server again");
+	for (uint32_t i = 0; i < s->n_listeners; i++)
+		shutdown(s->listeners[i].fd, SHUT_RDWR);
+}
+
+/* Nothing comes out of the ring any more: what is in flight stays the kernel's, for good. */
+static void end_pushes(struct ferry_server *s)
+{
+	while (s->peers) {
+		ferry_peer_sweep(s, ferry_now_ns());
+		(void)ferry_net_wait(s->wake_fd, POLLIN, BROKEN_PAUSE_MS, -1);
+	}
+}
+
+/* The ring belongs to this thread. liburing 2.3 forgot to export its function for this. */
+static int enable_ring(struct ferry_server *s)
+{
+	return syscall(SYS_io_uring_register, s->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
+		       0) < 0
+		       ? -errno
+		       : 0;
+}
+
+static void tell_enabled(struct ferry_server *s, int rc)
+{
+	s->enable_rc = rc;
+	sem_post(&s->enabled);
+}
+
 void *ferry_loop_run(void *server)
 {
 	struct ferry_server *s = server;
-	int rc;
+	int rc = enable_ring(s);
+	unsigned int n_broken = 0;
 
 	/* Urgent before bulk on the processor. Without the right to it the push goes lower instead. */
 	s->is_raised = !setpriority(PRIO_PROCESS, (id_t)gettid(), LOOP_NICE);
-	/* liburing 2.3 forgot to export its function for this. The ring belongs to this thread. */
-	syscall(SYS_io_uring_register, s->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
-	for (;;) {
+	tell_enabled(s, rc);
+	while (!rc) {
 		uint64_t now;
 
 		if (atomic_load(&s->stopping)) {
@@ -269,8 +311,13 @@ void *ferry_loop_run(void *server)
 		}
 		arm(s);
 		rc = wait_and_dispatch(s);
-		if (rc < 0)
-			break;
+		if (rc < 0) {
+			give_up(s, rc);
+			/* It may be good enough to get back what is in flight. */
+			if (++n_broken < BROKEN_ATTEMPTS)
+				rc = 0;
+			continue;
+		}
 		if (s->woken) {
 			s->woken = false;
 			on_wake(s);
@@ -281,8 +328,6 @@ void *ferry_loop_run(void *server)
 			on_tick(s, now);
 		}
 	}
-	ferry_error(s->log, "page server: io_uring: %s", strerror(-rc));
-	ferry_server_post(s, FERRY_SERVER_FAILED, FERRY_LINK, rc,
-			  "the page server's io_uring broke");
+	end_pushes(s);
 	return NULL;
 }

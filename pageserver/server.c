@@ -123,6 +123,7 @@ static void fini(struct ferry_server *s)
 	ferry_close(s->stop_fd);
 	ferry_close(s->event_fd);
 	pthread_mutex_destroy(&s->lock);
+	sem_destroy(&s->enabled);
 	free(s);
 }
 
@@ -143,6 +144,7 @@ int ferry_server_new(struct ferry_server **out, const struct ferry_server_config
 	s->log = config->log;
 	s->wake_fd = s->stop_fd = s->event_fd = -1;
 	pthread_mutex_init(&s->lock, NULL);
+	sem_init(&s->enabled, 0, 0);
 	rc = init(s, f);
 	if (rc < 0) {
 		fini(s);
@@ -230,6 +232,12 @@ int ferry_server_start(struct ferry_server *s, struct ferry_failure *f)
 	rc = pthread_create(&s->thread, NULL, ferry_loop_run, s);
 	if (rc)
 		return ferry_fail_errno(f, FERRY_REFUSE, -rc, "cannot start a thread");
+	while (sem_wait(&s->enabled) < 0)
+		;
+	if (s->enable_rc < 0) {
+		pthread_join(s->thread, NULL);
+		return ferry_fail_errno(f, FERRY_REFUSE, s->enable_rc, "io_uring");
+	}
 	s->running = true;
 	return 0;
 }

@@ -30,13 +30,14 @@
  *
  * Failure modes: a bad frame ends its connection, and its session is then lost (resumable); a page
  * that can't be had ends the session's connections with Error; running out of memory refuses the
- * newcomer; a broken ring stops the server.
+ * newcomer; a broken ring stops the server: its sockets are shut down, and its owner is told.
  */
 #ifndef FERRY_PAGESERVER_SERVER_INTERNAL_H
 #define FERRY_PAGESERVER_SERVER_INTERNAL_H
 
 #include <liburing.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -309,6 +310,8 @@ struct ferry_server {
 	uint64_t tick_ns;	      /* of the last tick */
 
 	pthread_t thread;
+	sem_t enabled; /* the thread has begun, with this result */
+	int enable_rc;
 	bool running; /* owner's: the thread is to be joined */
 	bool held;    /* owner's, before start */
 	int wake_fd;  /* owned; eventfd */
