@@ -176,9 +176,10 @@ enum pageferry_event {
 	PAGEFERRY_OPEN = 1,	 /* lazy: the source is connected, at first or again */
 	PAGEFERRY_LINK_LOST = 2, /* a connection broke; it is resumed, and threads wait meanwhile */
 	PAGEFERRY_COMPLETE = 3,	 /* lazy: all is resident. server: a target has everything */
-	PAGEFERRY_FAILED = 4,	 /* lazy: the source refuses to go on, and threads wait; it is tried
-				  * again all the same, and OPEN may follow. server: a target gave up,
-				  * or a page can't be read */
+	PAGEFERRY_FAILED = 4,	 /* lazy: the source refuses to go on, or has lost pages, and threads
+				  * wait; it is tried again all the same (lost pages with the next
+				  * connection), and OPEN may follow. server: a target gave up, or a page
+				  * can't be read */
 };
 
 /**

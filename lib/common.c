@@ -59,7 +59,9 @@ int ferry_lib_tell(struct pageferry_error *e, const struct ferry_failure *f, int
 {
 	if (e && rc < 0) {
 		e->err = rc;
-		e->consequence = consequence(f->consequence);
+		/* One without a story: nothing was begun. */
+		e->consequence = f->consequence == FERRY_OK ? PAGEFERRY_REFUSE
+							   : consequence(f->consequence);
 		snprintf(e->text, sizeof(e->text), "%s", f->text[0] ? f->text : strerror(-rc));
 	}
 	return rc;

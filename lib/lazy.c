@@ -74,6 +74,10 @@ static int start_recorder(struct pageferry_lazy *l, const char *path, struct fer
 	if (file < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "trace file %s", path);
 	rings = ferry_trace_fd(ferry_target_trace(l->target));
+	if (rings < 0) {
+		ferry_close(file);
+		return ferry_fail_errno(f, FERRY_REFUSE, rings, "faults can't be traced");
+	}
 	rc = ferry_recorder_open(&l->recorder, file, rings, f);
 	if (rc < 0)
 		return rc;
@@ -182,6 +186,7 @@ static enum pageferry_event event_of(int event)
 		return PAGEFERRY_COMPLETE;
 	case FERRY_TARGET_GONE:
 	case FERRY_TARGET_FAILED:
+	case FERRY_TARGET_PAGES_LOST:
 		return PAGEFERRY_FAILED;
 	default:
 		return PAGEFERRY_NOTHING;

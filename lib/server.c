@@ -240,6 +240,7 @@ static enum pageferry_event event_of(int event)
 	case FERRY_SERVER_LINK_LOST:
 		return PAGEFERRY_LINK_LOST;
 	case FERRY_SERVER_FAILED:
+	case FERRY_SERVER_PAGES_LOST:
 		return PAGEFERRY_FAILED;
 	default:
 		return PAGEFERRY_NOTHING;

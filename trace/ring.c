@@ -145,6 +145,8 @@ int ferry_trace_fd(const struct ferry_trace *t)
 	char path[64];
 	int fd;
 
+	if (!t)
+		return -ENOMEM;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", t->fd);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	return fd < 0 ? -errno : fd;
