@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Records that outlive us: whatever fails, one is there whole, or none, and what was kept is kept. */
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/keep.h"
+#include "driver.h"
+
+#define RECORD_BYTES 9000 /* more than two pages */
+#define MAP_BYTES    20000
+
+struct record {
+	struct ferry_keep_head head;
+	uint8_t bytes[RECORD_BYTES];
+};
+
+static char dir[] = "/var/tmp/pageferry-fault-XXXXXX";
+
+static bool all_are(const struct record *r, uint8_t v)
+{
+	for (size_t i = 0; i < sizeof(r->bytes); i++)
+		if (r->bytes[i] != v)
+			return false;
+	return true;
+}
+
+/* Return: 0 when there is none, 1 or 2 as written, -1 when it is neither. */
+static int what_is_kept(void)
+{
+	static struct record r;
+	enum ferry_keep_state state = ferry_keep_peek(dir, "record", &r, sizeof(r));
+
+	if (state == FERRY_KEEP_EMPTY)
+		return 0;
+	return all_are(&r, 1) ? 1 : all_are(&r, 2) ? 2 : -1;
+}
+
+static int write_record(const struct ferry_keep *k, uint8_t v)
+{
+	static struct record r;
+
+	memset(r.bytes, v, sizeof(r.bytes));
+	return WITH_FAULTS(ferry_keep_write(k, &r, sizeof(r), getpid()));
+}
+
+static enum fault_outcome use(struct ferry_keep *k, char *why)
+{
+	static struct record r;
+	int first, second, kept, rc;
+	void *map;
+
+	if (WITH_FAULTS(ferry_keep_read(k, &r, sizeof(r))) != FERRY_KEEP_EMPTY)
+		return WRONG("a new record is not empty");
+	first = write_record(k, 1);
+	kept = what_is_kept();
+	if (kept < 0 || kept == 2 || (!first && kept != 1))
+		return WRONG("the first write: %d, and %d is kept", first, kept);
+	rc = WITH_FAULTS(ferry_keep_map(k, sizeof(r), MAP_BYTES, true, &map));
+	if (!rc) {
+		for (size_t i = 0; i < MAP_BYTES; i++)
+			if (((uint8_t *)map)[i])
+				return WRONG("fresh memory is not zero");
+		WITH_FAULTS(munmap(map, MAP_BYTES));
+		if (!first && what_is_kept() != 1)
+			return WRONG("the record is gone with the map");
+	}
+	second = write_record(k, 2);
+	kept = what_is_kept();
+	if (kept < 0 || (!first && !kept) || (!second && kept != 2))
+		return WRONG("the second write: %d, and %d is kept", second, kept);
+	if (!first && !rc && !second)
+		return FAULT_SURVIVED;
+	snprintf(why, 256, "%s", strerror(-(first ? first : rc ? rc : second)));
+	return FAULT_REFUSED;
+}
+
+static enum fault_outcome run(const void *arg, char why[256])
+{
+	struct ferry_failure f = {0};
+	struct ferry_keep k;
+	enum fault_outcome outcome;
+	DIR *d = opendir(dir);
+	int rc;
+
+	(void)arg;
+	rc = d ? WITH_FAULTS(ferry_keep_open(&k, dir, "record", &f)) : -1;
+	closedir(d);
+	if (rc < 0 && (f.err != rc || !f.text[0] || f.consequence != FERRY_REFUSE || k.fd >= 0))
+		return WRONG("open: %d, '%.100s'", rc, f.text);
+	if (rc < 0) {
+		snprintf(why, 256, "%.200s", f.text);
+		return FAULT_REFUSED;
+	}
+	outcome = use(&k, why);
+	WITH_FAULTS((ferry_keep_close(&k, true), 0));
+	/* Whoever comes next finds none. */
+	if (outcome != FAULT_WRONG && what_is_kept())
+		return WRONG("the record was not removed");
+	return outcome;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct fault_scenario scenario = {"records", run, NULL};
+	int rc;
+
+	if (!mkdtemp(dir))
+		return 1;
+	rc = fault_main(argc, argv, &scenario, 1);
+	rmdir(dir);
+	return rc;
+}

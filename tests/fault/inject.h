@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Calls into libc, the kernel and io_uring that fail when a test says so: the linker (--wrap) leads
+ * each such call of the objects of this program through inject.c. Calls that libraries make among
+ * themselves are not seen, nor are those of exempt threads.
+ *
+ * What our code has allocated or mapped, and not given back, is kept in a ledger meanwhile.
+ */
+#ifndef FERRY_TESTS_INJECT_H
+#define FERRY_TESTS_INJECT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define FAULT_SHORT 10000 /* instead of an errno: half of what was asked for is done */
+
+/* The calls, and how each may fail. */
+#define FAULT_CALLS(X)                                                                             \
+	X(malloc, ENOMEM)                                                                          \
+	X(calloc, ENOMEM)                                                                          \
+	X(realloc, ENOMEM)                                                                         \
+	X(reallocarray, ENOMEM)                                                                    \
+	X(aligned_alloc, ENOMEM)                                                                   \
+	X(strdup, ENOMEM)                                                                          \
+	X(mmap64, ENOMEM)                                                                          \
+	X(pthread_create, EAGAIN)                                                                  \
+	X(eventfd, EMFILE, ENOMEM)                                                                 \
+	X(memfd_create, EMFILE)                                                                    \
+	X(socket, EMFILE, ENOBUFS)                                                                 \
+	X(bind, EADDRINUSE)                                                                        \
+	X(listen, EADDRINUSE)                                                                      \
+	X(accept4, EMFILE, ECONNABORTED, EINTR)                                                    \
+	X(connect, ECONNREFUSED, ENOBUFS)                                                          \
+	X(getaddrinfo, EAI_MEMORY, EAI_AGAIN)                                                      \
+	X(setsockopt, ENOMEM)                                                                      \
+	X(getsockopt, ENOBUFS)                                                                     \
+	X(getsockname, ENOBUFS)                                                                    \
+	X(recv, ECONNRESET, EINTR, EAGAIN, FAULT_SHORT)                                            \
+	X(send, ECONNRESET, EINTR, EAGAIN, FAULT_SHORT)                                            \
+	X(sendmsg, ECONNRESET, EINTR, EAGAIN, ENOBUFS, FAULT_SHORT)                                \
+	X(poll, EINTR, ENOMEM)                                                                     \
+	X(open64, EMFILE, EIO, EACCES)                                                             \
+	X(openat64, EMFILE, EIO, ENOSPC)                                                           \
+	X(fopen64, EMFILE)                                                                         \
+	X(read, EIO, EAGAIN)                                                                       \
+	X(pread64, EIO, EINTR, FAULT_SHORT)                                                        \
+	X(preadv64v2, EIO, EAGAIN, FAULT_SHORT)                                                    \
+	X(process_vm_readv, EFAULT, ENOMEM, FAULT_SHORT)                                           \
+	X(write, ENOSPC, EIO, EINTR, FAULT_SHORT)                                                  \
+	X(pwrite64, ENOSPC, EIO, EINTR, FAULT_SHORT)                                               \
+	X(fdatasync, EIO)                                                                          \
+	X(ftruncate64, EIO)                                                                        \
+	X(posix_fallocate64, ENOSPC)                                                               \
+	X(flock, EINTR, ENOLCK)                                                                    \
+	X(fstat64, EIO)                                                                            \
+	X(lseek64, EIO)                                                                            \
+	X(dupfd, EMFILE)                                                                           \
+	X(getrandom, EINTR)                                                                        \
+	X(mlock2, ENOMEM)                                                                          \
+	X(ioctl, ENOMEM, EAGAIN, EINTR)                                                            \
+	X(syscall, EMFILE, ENOMEM)                                                                 \
+	X(io_uring_queue_init, ENOMEM, EMFILE, ENOSYS)                                             \
+	X(io_uring_submit, EAGAIN, EINTR)                                                          \
+	X(io_uring_submit_and_wait_timeout, EAGAIN, EINTR, EBUSY, ENOMEM, EIO)                     \
+	X(completion, ECONNRESET, ENOBUFS)
+
+enum fault_call {
+#define FAULT_ENUM(name, ...) FAULT_##name,
+	FAULT_CALLS(FAULT_ENUM)
+#undef FAULT_ENUM
+	FAULT_N_CALLS
+};
+
+#define FAULT_MAX_ERRORS 6
+
+struct fault_call_desc {
+	const char *name;
+	int errors[FAULT_MAX_ERRORS]; /* 0 ends it */
+};
+
+extern const struct fault_call_desc fault_calls[FAULT_N_CALLS];
+
+/* Threads begin as counted. The test's own say that they are not. */
+extern _Thread_local bool fault_exempt;
+
+/* From here on count; the @nth call of the kind (0: none) fails with @error, once. */
+void fault_arm(enum fault_call call, uint64_t nth, int error);
+void fault_disarm(void);
+/* Has it come to that? */
+bool fault_has_struck(void);
+/* Where, as an offset into the program for addr2line. */
+uintptr_t fault_struck_at(void);
+uint64_t fault_count(enum fault_call call);
+
+/* Return: how many allocations and mappings were not given back; where the first was made. */
+size_t fault_kept(uintptr_t *at);
+
+#endif
