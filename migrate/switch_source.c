@@ -179,6 +179,9 @@ static enum ferry_switch_event on_server(struct ferry_switch_source *s, int even
 								     : FERRY_EV_NOTHING;
 	case FERRY_SERVER_COMPLETED:
 		return FERRY_EV_COMPLETE;
+	case FERRY_SERVER_DAMAGED:
+		s->differs = s->why;
+		return FERRY_EV_COMPLETE;
 	case FERRY_SERVER_LINK_LOST:
 		ferry_warn(s->config->log, "%s; the page connections are opened again",
 			   s->why.text);
@@ -479,6 +482,13 @@ enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
 	result->ram_bytes = s->qemu.ram_bytes;
 	if (s->server)
 		ferry_server_stats(s->server, &result->stats);
+	if (s->differs.err) {
+		outcome = FERRY_OUTCOME_UNVERIFIED;
+		ferry_fail(&s->story, FERRY_LOST, s->differs.err,
+			   "the target says: %.400s; this side's QEMU still holds the guest as it was when it "
+			   "stopped",
+			   s->differs.text);
+	}
 	if (outcome == FERRY_OUTCOME_DONE)
 		ferry_info(config->log,
 			   "the target has everything; the source's QEMU can be ended");

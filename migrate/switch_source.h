@@ -54,6 +54,7 @@ struct ferry_switch_source {
 
 	uint64_t begin_ns, stop_ns, stopped_ns, loaded_ns, deadline_ns;
 	struct ferry_failure why;   /* of the latest event */
+	struct ferry_failure differs; /* what the target says of its memory in the end */
 	struct ferry_failure story; /* of the outcome */
 };
 

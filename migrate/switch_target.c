@@ -134,6 +134,9 @@ static enum ferry_switch_event on_engine(struct ferry_switch_target *s, int even
 	case FERRY_TARGET_LINK_LOST:
 		s->link_lost_said = true; /* by the engine */
 		return FERRY_EV_NOTHING;
+	case FERRY_TARGET_DIFFERS:
+		s->differs = s->why;
+		return FERRY_EV_COMPLETE;
 	case FERRY_TARGET_COMPLETE:
 		return FERRY_EV_COMPLETE;
 	case FERRY_TARGET_PAGES_LOST:
@@ -402,6 +405,22 @@ static enum ferry_outcome drive(struct ferry_switch_target *s)
 	}
 }
 
+/* Everything is here: was that all that was asked for? */
+static enum ferry_outcome look_at_verified(struct ferry_switch_target *s, enum ferry_outcome outcome)
+{
+	const struct ferry_target_stats *stats = &s->result->stats;
+
+	if (s->differs.err)
+		s->story = s->differs;
+	else if (outcome == FERRY_OUTCOME_WAITS && s->config->verify && stats->pages_total &&
+		 stats->pages_known == stats->pages_total && !s->refused.err)
+		ferry_fail(&s->story, FERRY_LINK, s->why.err,
+			   "%.300s; everything is here, but it was not compared to the end", s->why.text);
+	else
+		return outcome;
+	return FERRY_OUTCOME_UNVERIFIED;
+}
+
 /* What is left of it is of use only while pages are missing. */
 static void close_journal(struct ferry_switch_target *s, enum ferry_outcome outcome)
 {
@@ -455,6 +474,7 @@ enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
 	result->ram_bytes = s->qemu.ram_bytes;
 	if (s->target)
 		ferry_target_stats(s->target, &result->stats);
+	outcome = look_at_verified(s, outcome);
 	if (outcome == FERRY_OUTCOME_DONE)
 		ferry_info(config->log, "everything is here; the guest needs us no more");
 	else if (f)

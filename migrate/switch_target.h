@@ -48,6 +48,7 @@ struct ferry_switch_target {
 	uint64_t stopped_for_ns;      /* as it said */
 	struct ferry_failure why;     /* of the latest event */
 	struct ferry_failure refused; /* why QEMU would not run the guest */
+	struct ferry_failure differs; /* why the memory is not verified */
 	struct ferry_failure story;   /* of the outcome */
 };
 

@@ -223,6 +223,10 @@ static int take_prepare(struct ferry_switch_target *s)
 {
 	const struct ferry_prepare *p = &s->m.prepare;
 
+	if (s->config->verify && !(s->link.connection.features & FERRY_FEATURE_DIGEST))
+		return ferry_fail(&s->why, FERRY_REFUSE, -EOPNOTSUPP,
+				  "the source can't be asked for digests of its memory; use a later "
+				  "release there, or leave --verify out");
 	s->begin_ns = ferry_now_ns();
 	s->entry = (struct ferry_journal_entry){
 		.session = s->hello.session,
@@ -253,6 +257,7 @@ static int make_target(struct ferry_switch_target *s, bool adopt)
 		.no_trace = s->config->no_trace,
 		.tls = s->config->tls,
 		.no_checksum = s->config->no_checksum,
+		.verify = s->config->verify,
 		.on_lost = s->config->on_lost,
 		.log = s->config->log,
 	};

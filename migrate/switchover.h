@@ -49,6 +49,9 @@ enum ferry_outcome {
 		1,		 /* failed; the guest runs on the source, or nothing was changed */
 	FERRY_OUTCOME_WAITS = 3, /* the guest is on the target and waits for recovery */
 	FERRY_OUTCOME_LOST = 4,
+	/* the guest runs on the target with all of its memory, but that is not what the source has, or
+	 * verifying it did not come to an end */
+	FERRY_OUTCOME_UNVERIFIED = 5,
 };
 
 /* Called from the thread that called _run. */
@@ -84,6 +87,7 @@ struct ferry_receive_config {
 	bool no_trace;		       /* keep no records of faults */
 	struct ferry_tls *tls;	       /* of all connections; borrowed; NULL: plain */
 	bool no_checksum;	       /* don't ask for checksums of pages */
+	bool verify;		       /* compare all of it before the source is released */
 	enum ferry_on_lost on_lost;    /* what becomes of a page that the source has lost */
 	bool stop_on_lost;	       /* and the guest is stopped */
 	const char *state_dir; /* for what must outlive us, see journal.h; NULL: a default */

@@ -7,7 +7,6 @@
  * another's. Memory that the process shares through a file is opened as that file (source_file.c):
  * its holes are known then, and reading it through the process would fill them.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -18,9 +17,9 @@
 #include <sys/uio.h>
 
 #include "base/cleanup.h"
+#include "base/still.h"
 #include "base/util.h"
 #include "pageserver/source_internal.h"
-#include "protocol/checksum.h"
 
 struct process_source {
 	struct ferry_source base;
@@ -200,61 +199,14 @@ static const struct ferry_source_ops process_ops = {
 	.free = process_free,
 };
 
-/* Reads a small file of /proc or /sys as text. */
-static bool read_text(const char *path, char *out, size_t size)
-{
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, out, size - 1);
-
-	if (n < 0)
-		return false;
-	out[n] = '\0';
-	return true;
-}
-
-static bool is_frozen(pid_t pid)
-{
-	char path[4300], text[4096], *group, *end;
-
-	snprintf(path, sizeof(path), "/proc/%d/cgroup", (int)pid);
-	if (!read_text(path, text, sizeof(text)))
-		return false;
-	group = strstr(text, "0::/");
-	if (!group)
-		return false;
-	group += 3;
-	end = strchr(group, '\n');
-	if (end)
-		*end = '\0';
-	snprintf(path, sizeof(path), "/sys/fs/cgroup%s/cgroup.events", group);
-	return read_text(path, text, sizeof(text)) && strstr(text, "frozen 1");
-}
-
 /* Every thread, since each of them could write. */
 static int check_stopped(pid_t pid, struct ferry_failure *f)
 {
-	char path[300], text[512];
-	struct dirent *e;
-	bool running = false;
-	DIR *tasks;
+	int rc = ferry_still_check(pid);
 
-	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
-	tasks = opendir(path);
-	if (!tasks)
-		return ferry_fail(f, FERRY_REFUSE, -ESRCH, "there is no process %d", (int)pid);
-	while ((e = readdir(tasks))) {
-		char *state;
-
-		if (e->d_name[0] == '.')
-			continue;
-		snprintf(path, sizeof(path), "/proc/%d/task/%s/stat", (int)pid, e->d_name);
-		if (!read_text(path, text, sizeof(text)))
-			continue;
-		state = strrchr(text, ')');
-		running |= state && !strchr("TtZX", state[2]);
-	}
-	closedir(tasks);
-	if (!running || is_frozen(pid))
+	if (rc < 0)
+		return ferry_fail(f, FERRY_REFUSE, rc, "there is no process %d", (int)pid);
+	if (rc)
 		return 0;
 	return ferry_fail(f, FERRY_REFUSE, -EBUSY,
 			  "process %d is running and would change its memory; stop it first "
@@ -262,32 +214,10 @@ static int check_stopped(pid_t pid, struct ferry_failure *f)
 			  (int)pid, (int)pid);
 }
 
-/*
- * The process, and how often it has run: one that was resumed since has other content. A process
- * that is stopped is never switched to.
- */
+/* One that was resumed since has other content. */
 static uint64_t identity(pid_t pid, uint64_t start, uint64_t bytes)
 {
-	uint64_t all = start ^ bytes << 1;
-	struct dirent *e;
-	char path[300];
-	DIR *tasks;
-
-	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
-	tasks = opendir(path);
-	while (tasks && (e = readdir(tasks))) {
-		_cleanup_fclose_ FILE *file = NULL;
-		char line[256];
-
-		snprintf(path, sizeof(path), "/proc/%d/task/%s/status", (int)pid, e->d_name);
-		file = e->d_name[0] == '.' ? NULL : fopen(path, "re");
-		while (file && fgets(line, sizeof(line), file))
-			if (!strncmp(line, "Pid:", 4) || strstr(line, "_ctxt_switches:"))
-				all = ferry_checksum(all, line, strlen(line));
-	}
-	if (tasks)
-		closedir(tasks);
-	return all;
+	return ferry_still_mark(pid, start ^ bytes << 1);
 }
 
 /* The file behind a range that lies in one shared mapping. Return: an fd, or -1. */

@@ -55,6 +55,7 @@ static const struct option_def attach_options[] = {
 	OPTIONS_SECURE_DIAL,
 	OPTION_ON_LOST,
 	OPTION_CHECKSUM,
+	OPTION_VERIFY,
 	OPTION_MAX_RATE,
 	OPTION_BULK,
 	OPTIONS_TRACE,
@@ -198,6 +199,7 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 		.no_trace = o->no_trace,
 		.tls = a->job.tls,
 		.no_checksum = o->checksum == CHECKSUM_OFF,
+		.verify = o->verify,
 		.on_lost = o->on_lost == ON_LOST_POISON ? FERRY_ON_LOST_POISON : FERRY_ON_LOST_WAIT,
 		.memory_id = a->recovers ? a->record.memory_id : 0,
 		.log = &a->job.report.log,
@@ -297,7 +299,14 @@ static int finish(struct attach *a, const struct ferry_failure *f, int status)
 static int finish_waiting(struct attach *a, const struct options *o, const char *why)
 {
 	struct ferry_failure f = {0};
+	struct ferry_target_stats stats;
 
+	ferry_target_stats(a->target, &stats);
+	if (o->verify && stats.pages_known == stats.pages_total) {
+		ferry_fail(&f, FERRY_LINK, -ECANCELED,
+			   "%.300s; everything is there, but it was not compared to the end", why);
+		return finish(a, &f, EXIT_UNVERIFIED);
+	}
 	ferry_fail(&f, FERRY_LINK, -ECANCELED,
 		   "%.300s; process %d waits where it touches missing pages; go on with the same "
 		   "command and --recover",
@@ -332,6 +341,8 @@ static int follow(struct attach *a, const struct options *o)
 		switch (event) {
 		case FERRY_TARGET_COMPLETE:
 			return finish(a, NULL, EXIT_DONE);
+		case FERRY_TARGET_DIFFERS:
+			return finish(a, &f, EXIT_UNVERIFIED);
 		case FERRY_TARGET_GONE:
 			return finish(a, &f, EXIT_LOST);
 		case FERRY_TARGET_FAILED:

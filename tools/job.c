@@ -219,6 +219,18 @@ void summary_target(const struct ferry_target_stats *s, uint64_t ram_bytes, uint
 		append(out, size, line);
 	}
 	append(out, size, "\n");
+	if (!s->verified.done)
+		return;
+	snprintf(line, sizeof(line), "%" PRIu64 " pages verified", s->verified.pages);
+	append(out, size, line);
+	if (s->verified.read_back) {
+		snprintf(line, sizeof(line), ", %" PRIu64 " of them read back from memory",
+			 s->verified.read_back);
+		append(out, size, line);
+	}
+	snprintf(line, sizeof(line), "; %" PRIu64 " wrong, %" PRIu64 " can't be told\n",
+		 s->verified.wrong, s->verified.unknown);
+	append(out, size, line);
 }
 
 void summary_server(const struct ferry_server_stats *s, uint64_t ram_bytes, uint64_t total_ns,

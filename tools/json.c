@@ -74,6 +74,27 @@ json_t *json_latency(const struct ferry_histogram *h)
 	return o;
 }
 
+static json_t *json_verified(const struct ferry_verified *v)
+{
+	json_t *o = json_object(), *wrong = json_array();
+
+	for (uint32_t i = 0; i < v->n_runs; i++) {
+		json_t *run = json_object();
+
+		json_put_count(run, "region", v->runs[i].region);
+		json_put_count(run, "first_page", v->runs[i].first_page);
+		json_put_count(run, "n_pages", v->runs[i].n_pages);
+		json_array_append_new(wrong, run);
+	}
+	json_put(o, "complete", json_boolean(v->done));
+	json_put_count(o, "pages", v->pages);
+	json_put_count(o, "read_back", v->read_back);
+	json_put_count(o, "unknown", v->unknown);
+	json_put_count(o, "wrong", v->wrong);
+	json_put(o, "wrong_runs", wrong);
+	return o;
+}
+
 json_t *json_target(const struct ferry_target_stats *s)
 {
 	json_t *o = json_object();
@@ -89,6 +110,8 @@ json_t *json_target(const struct ferry_target_stats *s)
 	json_put_count(o, "pages_lost", s->pages_lost);
 	json_put_count(o, "pages_poisoned", s->pages_poisoned);
 	json_put_count(o, "checksum_errors", s->checksum_errors);
+	if (s->verified.wanted)
+		json_put(o, "verify", json_verified(&s->verified));
 	json_put_count(o, "wire_bytes", s->wire_bytes);
 	json_put_count(o, "faults", s->faults);
 	json_put_count(o, "faults_coalesced", s->faults_coalesced);

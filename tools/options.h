@@ -31,7 +31,7 @@ struct option_addr {
 /* Zero (NULL, false) is "not given" for all of them. Texts are borrowed from argv. */
 struct options {
 	bool help, version, json, verbose;
-	bool once, postcopy, recover, resume, supervise;
+	bool once, postcopy, recover, resume, supervise, verify;
 	bool pause, go_on, cancel;
 	bool recover_any; /* no option: recover if there is something, as supervised commands do */
 	bool csv, no_trace, plain, plaintext;
@@ -198,6 +198,15 @@ extern const char *const option_checksum_choices[], *const option_on_lost_choice
 			"wait, give them a memory error (SIGBUS), or stop the whole guest as it "  \
 			"is (default: wait)",                                                      \
 		.kind = OPTION_CHOICE, .choices = option_on_lost_choices, OPTION_AT(on_lost)       \
+	}
+
+#define OPTION_VERIFY                                                                              \
+	{                                                                                          \
+		.name = "verify",                                                                  \
+		.help = "when everything is there, compare it with the source's memory, which is " \
+			"read anew for that, and only then release the source; differing pages "   \
+			"are named",                                                               \
+		.kind = OPTION_FLAG, OPTION_AT(verify)                                             \
 	}
 
 #define OPTION_SUPERVISE                                                                           \

@@ -104,6 +104,7 @@ struct ferry_target {
 	struct ferry_target_hooks hooks;
 	uint64_t withheld; /* features that are not offered */
 	enum ferry_on_lost on_lost;
+	struct ferry_verify *verify; /* owned; NULL when nothing is compared */
 	struct ferry_target_meeting *meeting; /* owned; NULL once it was used */
 	void *zeroes;	    /* one page of zeros of the largest page size; owned */
 	size_t zeroes_bytes;
@@ -161,6 +162,11 @@ struct ferry_target {
 	uint8_t state[FERRY_MAX_STATE_BYTES];
 	uint32_t state_bytes;
 
+	/* comparison: the session thread's, but for ->verified */
+	bool still;	     /* the process stood still before its first page */
+	uint64_t still_mark; /* see base/still.h */
+	struct ferry_verified verified; /* as far as it is */
+
 	/* events for the owner */
 	struct ferry_engine_event events[FERRY_ENGINE_EVENTS];
 	unsigned int events_begin, n_events;
@@ -207,6 +213,22 @@ uint32_t ferry_engine_overtake(struct ferry_target *t, const struct ferry_run *r
 /* --- bulk.c --------------------------------------------------------------------------------- */
 
 void *ferry_engine_bulk_thread(void *bulk);
+
+/* --- compare.c; the session thread ------------------------------------------------------------ */
+
+#define FERRY_ENGINE_DIFFERS 1
+
+/* Before the first page: see whether the process stands still. */
+void ferry_engine_watch_still(struct ferry_target *t);
+
+/**
+ * ferry_engine_verify() - everything is known: is it what the source has?
+ * @m: scratch
+ * May be called again, on another link, where it ended by an error.
+ * Return: 0, or FERRY_ENGINE_DIFFERS with which pages in @f. Errors: of the link.
+ */
+int ferry_engine_verify(struct ferry_target *t, struct ferry_channel *control, struct ferry_message *m,
+			struct ferry_failure *f);
 
 /* --- session.c ------------------------------------------------------------------------------ */
 

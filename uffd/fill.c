@@ -35,6 +35,13 @@ static struct ferry_hva address(const struct ferry_target *t, uint32_t region, u
 	return (struct ferry_hva){atomic_load(&r->start) + page * r->info.desc.page_bytes};
 }
 
+/* Whatever makes pages present or known is told here before, for the comparison in the end. */
+static void note(struct ferry_target *t, const struct ferry_run *run, const void *data)
+{
+	if (t->verify)
+		ferry_verify_note(t->verify, run, data, &t->pager.regions[run->region].known);
+}
+
 /* Return: 0 when some pages are placed, or else a negative errno. */
 static int write_file(struct ferry_target *t, const struct ferry_run *run, const uint8_t *data,
 		      struct ferry_memory_pipe *pipe, struct ferry_placed *placed)
@@ -42,9 +49,11 @@ static int write_file(struct ferry_target *t, const struct ferry_run *run, const
 	const struct ferry_engine_region *r = &t->regions[run->region];
 	uint32_t page_bytes = r->info.desc.page_bytes;
 	struct ferry_run did = *run;
-	ssize_t n = ferry_memory_file_write(&r->file, pipe, run->first_page * page_bytes, data,
-					    (size_t)run->n_pages * page_bytes);
+	ssize_t n;
 
+	note(t, run, data);
+	n = ferry_memory_file_write(&r->file, pipe, run->first_page * page_bytes, data,
+				    (size_t)run->n_pages * page_bytes);
 	if (n < 0)
 		return (int)n;
 	did.n_pages = (uint32_t)n / page_bytes;
@@ -60,9 +69,11 @@ static int copy(struct ferry_target *t, const struct ferry_run *run, const uint8
 {
 	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
 	struct ferry_run did = *run;
-	int rc = ferry_place_copy(&t->uffd, address(t, run->region, run->first_page), data,
-				  run->n_pages, page_bytes, placed);
+	int rc;
 
+	note(t, run, data);
+	rc = ferry_place_copy(&t->uffd, address(t, run->region, run->first_page), data, run->n_pages,
+			      page_bytes, placed);
 	did.n_pages = placed->n_new + placed->n_dup;
 	if (did.n_pages)
 		ferry_pager_placed(&t->pager, &did);
@@ -183,6 +194,7 @@ static int fill(struct ferry_target *t, const struct ferry_run *run, const void 
 	int rc = 0;
 
 	if (!data) {
+		note(t, run, NULL);
 		*n_new += (uint32_t)ferry_pager_said_zero(&t->pager, run);
 		rc = serve_waiting(t, run);
 		if (!rc)

@@ -35,6 +35,8 @@ int ferry_engine_lose(struct ferry_target *t, const struct ferry_run *run)
 	int rc = 0;
 
 	atomic_fetch_add(&t->counters.pages_lost, n);
+	if (t->verify)
+		ferry_verify_lost(t->verify);
 	if (t->on_lost == FERRY_ON_LOST_POISON) {
 		if (t->has_discards)
 			pthread_mutex_lock(&t->discard_lock);

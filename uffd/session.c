@@ -35,6 +35,7 @@
 #define LOST_AFTER_MS	   10000
 #define RELEASE_TIMEOUT_MS 5000
 #define RELEASE_ATTEMPTS   5
+#define VERIFY_ATTEMPTS	   30 /* while something is still to be asked */
 #define LET_GO_RETRY_MS	   1
 #define BITMAP_CHUNK_PAGES (FERRY_MAX_CONTROL_BYTES * 8ull)
 
@@ -49,6 +50,7 @@ struct session {
 	uint32_t n_compared;	       /* clocks, on this link */
 	struct ferry_failure why;
 	bool unregistered, released;
+	bool verified, differs;
 	bool refused; /* the owner knows that attempts to resume are */
 };
 
@@ -179,6 +181,12 @@ static int answer_layout(struct session *s)
 		ferry_channel_refuse(s->link.control.fd, FERRY_ERROR_LAYOUT, s->why.text);
 		return rc;
 	}
+	if (t->verify && !(s->link.control.connection.features & FERRY_FEATURE_DIGEST))
+		return ferry_fail(&s->why, FERRY_REFUSE, -EOPNOTSUPP,
+				  "the source can't be asked for digests of its memory; use a later "
+				  "release there, or leave --verify out");
+	if (t->verify && !t->opened)
+		ferry_engine_watch_still(t);
 	pthread_mutex_lock(&t->lock);
 	if (s->m->layout.memory_id)
 		t->memory_id = s->m->layout.memory_id;
@@ -409,6 +417,15 @@ static int finish(struct session *s)
 	int rc;
 
 	let_go(s);
+	rc = t->verify && !s->verified ? ferry_engine_verify(t, &s->link.control, s->m, &s->why) : 0;
+	if (rc == FERRY_ENGINE_DIFFERS) {
+		s->differs = true;
+		ferry_channel_refuse(s->link.control.fd, FERRY_ERROR_DAMAGED, s->why.text);
+		return s->why.err;
+	}
+	if (rc < 0)
+		return rc;
+	s->verified = t->verify;
 	rc = send_simple(s, FERRY_FRAME_COMPLETE);
 	while (!rc) {
 		rc = ferry_channel_receive(&s->link.control, s->m, RELEASE_TIMEOUT_MS, t->stop_fd,
@@ -623,6 +640,16 @@ static void back_off(struct session *s, int *ms, bool was_open)
 	*ms = FERRY_MIN(*ms * 2, BACKOFF_MAX_MS);
 }
 
+/* The end of one that is complete, but not verified. */
+static void tell_differs(struct session *s)
+{
+	if (!s->differs)
+		ferry_fail_prefix(&s->why, "everything is resident, but it could not be compared with the "
+					   "source's memory");
+	ferry_error(s->t->log, "%s", s->why.text);
+	ferry_engine_notify(s->t, FERRY_TARGET_DIFFERS, &s->why);
+}
+
 static void session_run(struct session *s)
 {
 	struct ferry_target *t = s->t;
@@ -642,7 +669,13 @@ static void session_run(struct session *s)
 		/* The rest may have been discarded while there was no link. */
 		if (t->opened && ferry_pager_is_complete(&t->pager))
 			let_go(s);
-		if (s->released || (s->unregistered && ++attempts == RELEASE_ATTEMPTS)) {
+		if (s->differs || (s->unregistered && t->verify && !s->verified &&
+				   ++attempts == VERIFY_ATTEMPTS)) {
+			tell_differs(s);
+			return;
+		}
+		if (s->released ||
+		    (s->unregistered && (!t->verify || s->verified) && ++attempts >= RELEASE_ATTEMPTS)) {
 			if (!s->released)
 				ferry_warn(t->log, "everything is resident, but the source was not "
 						   "told: %s",

@@ -388,6 +388,13 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 		rc = take_regions(t, config, f);
 	if (!rc && ferry_pager_init(&t->pager, &t->layout) < 0)
 		rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "page maps");
+	if (!rc && config->verify) {
+		t->verify = calloc(1, sizeof(*t->verify));
+		if (!t->verify || ferry_verify_init(t->verify, &t->layout) < 0)
+			rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "digests of pages");
+		else
+			t->verified = t->verify->result;
+	}
 	if (!rc && config->kept)
 		ferry_pager_keep(&t->pager, config->kept);
 	if (!rc)
@@ -637,6 +644,9 @@ void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats 
 		.resumes = atomic_load(&c->resumes),
 		.link_up = atomic_load(&t->link_up),
 	};
+	pthread_mutex_lock((pthread_mutex_t *)&t->lock);
+	out->verified = t->verified;
+	pthread_mutex_unlock((pthread_mutex_t *)&t->lock);
 	ferry_histogram_merge(&out->fault_ns, &t->fault_ns);
 	ferry_histogram_merge(&out->local_ns, &t->local_ns);
 	count_waiting(t, out);
@@ -690,6 +700,9 @@ void ferry_target_free(struct ferry_target *t)
 	ferry_pager_fini(&t->pager);
 	for (uint32_t i = 0; i < t->n_regions; i++)
 		ferry_memory_file_close(&t->regions[i].file);
+	if (t->verify)
+		ferry_verify_fini(t->verify);
+	free(t->verify);
 	if (t->zeroes)
 		munmap(t->zeroes, t->zeroes_bytes);
 	ferry_close(t->stop_fd);

@@ -23,6 +23,7 @@
 #include "uffd/kernel.h"
 #include "uffd/maps.h"
 #include "uffd/uffd.h"
+#include "uffd/verify.h"
 
 struct ferry_target;
 struct ferry_tls;
@@ -94,6 +95,9 @@ struct ferry_target_config {
 	bool no_trace; /* keep no records of faults */
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
 	bool no_checksum; /* don't ask for checksums of pages */
+	/* Compare everything with the source's memory before it is released: see verify.h. A source that
+	 * can't do that is refused. */
+	bool verify;
 	enum ferry_on_lost on_lost;
 	uint64_t memory_id; /* of the memory that an earlier target had a part of; 0: unknown */
 	const struct ferry_log *log;	/* borrowed; may be NULL */
@@ -120,6 +124,7 @@ struct ferry_target_stats {
 	uint64_t pages_lost;	  /* the source said so, once or more often */
 	uint64_t pages_poisoned;  /* of them */
 	uint32_t checksum_errors; /* runs that were not what was sent, and not placed */
+	struct ferry_verified verified;
 	uint32_t resumes;
 	bool link_up;
 	uint32_t faults_in_flight; /* pages that threads wait for now; of them: */
@@ -193,6 +198,8 @@ enum ferry_target_event {
 	FERRY_TARGET_GONE,	/* the process whose memory it is has ended */
 	FERRY_TARGET_FAILED,	/* the source refuses to go on; pages are missing, threads wait. It is
 				 * tried again all the same: OPEN may follow */
+	FERRY_TARGET_DIFFERS,	/* everything is resident and unregistered, but not what the source has, or
+				 * that could not be found out; the source was not released. The end */
 	FERRY_TARGET_PAGES_LOST, /* the source can't have some pages any more; once an epoch */
 };
 
@@ -200,7 +207,7 @@ enum ferry_target_event {
  * ferry_target_wait() - the next thing that the owner may want to know
  * @timeout_ms: -1 for ever; @stop_fd: -1 or an fd that ends the wait (-ECANCELED)
  * Return: an enum ferry_target_event, or a negative errno. @f: the story for LINK_LOST, GONE, FAILED,
- * PAGES_LOST
+ * DIFFERS, PAGES_LOST
  */
 int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
 		      struct ferry_failure *f);

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 
-from cli_support import PAGE, Holder, Run, Serve, content, main, state_of, wait_for
+from cli_support import PAGE, Holder, Run, Serve, content, main, need_root, state_of, wait_for
 
 N_PAGES = 1500
 FEW = "256K"  # a rate at which a push takes long
@@ -100,6 +100,78 @@ def without_checksums_they_are_not_noticed(folder):
     assert n and not is_right and not last["checksum_errors"], (n, last)
 
 
+def differing(h, data):
+    """The pages of a process that are not as in @data."""
+    with open(f"/proc/{h.pid}/mem", "rb") as f:
+        f.seek(int(h.ranges[0].partition("-")[0], 16))
+        got = f.read(len(data))
+    return {i for i in range(len(data) // PAGE) if got[i * PAGE : (i + 1) * PAGE] != data[i * PAGE : (i + 1) * PAGE]}
+
+
+def pages_of(runs):
+    return {p for r in runs for p in range(r["first_page"], r["first_page"] + r["n_pages"])}
+
+
+def verify_names_the_pages_that_are_wrong(folder):
+    data = os.urandom(N_PAGES * PAGE)
+    path = write_file(folder, data, "named")
+    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+        c = Corrupter(s.address, 1 << 20, 3)
+        with attach(h, c.address, "--checksum", "off", "--verify") as a:
+            last = a.end(5)
+        c.close()
+        wrong = differing(h, data)
+        assert wrong and pages_of(last["verify"]["wrong_runs"]) == wrong, (wrong, last)
+        assert last["verify"]["wrong"] == len(wrong) and last["verify"]["pages"] == N_PAGES - len(wrong), last
+        assert f"page {min(wrong)}" in last["error"], last
+        _, out, err = s.stop()
+        assert '"sessions_completed":0' in out.replace(" ", "") and "not what the source has" in err.lower(), (out, err)
+
+
+def verify_passes_while_the_process_writes(folder):
+    data = content(N_PAGES)
+    path = write_file(folder, data, "verified")
+    with Holder("memfd", len(data)) as h, Serve("--file", path, "--max-rate", "8M") as s:
+        with attach(h, s.address, "--verify") as a:
+            a.event("progress")
+            for page in range(0, N_PAGES, 100):
+                h.ask("write", page * PAGE, 77)
+            last = a.end(0)
+        want = {"complete": True, "pages": N_PAGES, "read_back": 0, "unknown": 0, "wrong": 0, "wrong_runs": []}
+        assert last["verify"] == want, last
+
+
+def stopped(h):
+    os.kill(h.pid, signal.SIGSTOP)
+    wait_for("the process stands still", lambda: state_of(h.pid) == "T")
+
+
+def verify_reads_a_stopped_process_back(folder):
+    data = content(N_PAGES)
+    n_data = sum(any(data[i * PAGE : (i + 1) * PAGE]) for i in range(N_PAGES))
+    path = write_file(folder, data, "back")
+    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+        stopped(h)
+        with attach(h, s.address, "--verify") as a:
+            last = a.end(0)
+        assert last["verify"]["read_back"] == n_data and last["verify"]["pages"] == N_PAGES, last
+
+
+def verify_finds_what_changed_after_its_placement(folder):
+    need_root()
+    data = content(N_PAGES)
+    path = write_file(folder, data, "later")
+    with Holder("anon", len(data)) as h, Serve("--file", path, "--max-rate", "4M") as s:
+        stopped(h)
+        with attach(h, s.address, "--verify") as a:
+            a.event("progress")
+            with open(f"/proc/{h.pid}/mem", "r+b", buffering=0) as f:  # waits for the page if need be
+                f.seek(int(h.ranges[0].partition("-")[0], 16) + 6 * PAGE + 100)
+                f.write(b"!")
+            last = a.end(5)
+        assert pages_of(last["verify"]["wrong_runs"]) == {6} and "after they were placed" in last["error"], last
+
+
 def lose_half(path, a):
     """The server's file loses its second half while it is served."""
     a.event("progress")
@@ -186,6 +258,10 @@ if __name__ == "__main__":
             [
                 damaged_pages_are_asked_for_again,
                 without_checksums_they_are_not_noticed,
+                verify_names_the_pages_that_are_wrong,
+                verify_passes_while_the_process_writes,
+                verify_reads_a_stopped_process_back,
+                verify_finds_what_changed_after_its_placement,
                 lost_pages_are_waited_for,
                 lost_pages_are_poisoned,
                 the_process_is_stopped_where_pages_are_lost,
