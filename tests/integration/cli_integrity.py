@@ -157,17 +157,24 @@ def verify_reads_a_stopped_process_back(folder):
         assert last["verify"]["read_back"] == n_data and last["verify"]["pages"] == N_PAGES, last
 
 
+def changed(h, at):
+    try:
+        with open(f"/proc/{h.pid}/mem", "r+b", buffering=0) as f:
+            f.seek(int(h.ranges[0].partition("-")[0], 16) + at)
+            return f.write(b"!") == 1
+    except OSError:  # the page is missing
+        return False
+
+
 def verify_finds_what_changed_after_its_placement(folder):
     need_root()
     data = content(N_PAGES)
     path = write_file(folder, data, "later")
-    with Holder("anon", len(data)) as h, Serve("--file", path, "--max-rate", "4M") as s:
+    with Holder("anon", len(data)) as h, Serve("--file", path, "--max-rate", "3M") as s:
         stopped(h)
         with attach(h, s.address, "--verify") as a:
             a.event("progress")
-            with open(f"/proc/{h.pid}/mem", "r+b", buffering=0) as f:  # waits for the page if need be
-                f.seek(int(h.ranges[0].partition("-")[0], 16) + 6 * PAGE + 100)
-                f.write(b"!")
+            wait_for("the page is there and changed", lambda: changed(h, 6 * PAGE + 100))
             last = a.end(5)
         assert pages_of(last["verify"]["wrong_runs"]) == {6} and "after they were placed" in last["error"], last
 
