@@ -150,11 +150,12 @@ def verify_reads_a_stopped_process_back(folder):
     data = content(N_PAGES)
     n_data = sum(any(data[i * PAGE : (i + 1) * PAGE]) for i in range(N_PAGES))
     path = write_file(folder, data, "back")
-    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
-        stopped(h)
-        with attach(h, s.address, "--verify") as a:
-            last = a.end(0)
-        assert last["verify"]["read_back"] == n_data and last["verify"]["pages"] == N_PAGES, last
+    for kind in ("anon", "memfd"):
+        with Holder(kind, len(data)) as h, Serve("--file", path) as s:
+            stopped(h)
+            with attach(h, s.address, "--verify") as a:
+                last = a.end(0)
+            assert last["verify"]["read_back"] == n_data and last["verify"]["pages"] == N_PAGES, last
 
 
 def changed(h, at):
