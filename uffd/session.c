@@ -410,6 +410,20 @@ static void let_go(struct session *s)
 	s->unregistered = true;
 }
 
+/* The comparison failed. The source closes once it has read that: before, a connection of ours that
+ * ends would be a lost link to it. */
+static void tell_source(struct session *s)
+{
+	struct ferry_failure ignored;
+	int rc = 0;
+
+	ferry_channel_refuse(s->link.control.fd, FERRY_ERROR_DAMAGED, s->why.text);
+	/* Pongs may be on their way, but not for ever. */
+	for (int i = 0; i < 16 && !rc; i++)
+		rc = ferry_channel_receive(&s->link.control, s->m, RELEASE_TIMEOUT_MS, s->t->stop_fd,
+					   &ignored);
+}
+
 /* Everything is known: leave, and let the source go. */
 static int finish(struct session *s)
 {
@@ -420,7 +434,7 @@ static int finish(struct session *s)
 	rc = t->verify && !s->verified ? ferry_engine_verify(t, &s->link.control, s->m, &s->why) : 0;
 	if (rc == FERRY_ENGINE_DIFFERS) {
 		s->differs = true;
-		ferry_channel_refuse(s->link.control.fd, FERRY_ERROR_DAMAGED, s->why.text);
+		tell_source(s);
 		return s->why.err;
 	}
 	if (rc < 0)
