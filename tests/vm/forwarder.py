@@ -98,6 +98,7 @@ class Forwarder:
         self.bytes_from_dialers = 0
         self.n_cuts = self.n_turned_away = 0
         self.is_down = False
+        self.n_to_damage = 0  # pushed runs
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
@@ -210,6 +211,9 @@ class Forwarder:
             left -= have
             if not read(source, buffer[:have]):
                 return False
+            if self.n_to_damage and kind == TYPES["PageRun"] and link.role == "bulk":
+                self.n_to_damage -= 1
+                buffer[have // 2] ^= 4
 
     def apply_rules(self, kind, link):
         with self.lock:

@@ -160,13 +160,31 @@ def target_qemu_killed(lab):
     lab.current = None
 
 
+def verify_finds_what_was_damaged(lab):
+    """Both sides say so. The guest, which is paused, does not run on it."""
+    move = Move(lab, receive=("--checksum", "off", "--verify"))
+    lab.current = None
+    move.source.monitor.command("stop")
+    move.link.n_to_damage = 1
+    move.begin()
+    received, migrated = move.receive.end(5), move.migrate.end(5)
+    v = received["verify"]
+    assert v["complete"] and v["wrong"] == 1 and len(v["wrong_runs"]) == 1, v
+    page = f"page {v['wrong_runs'][0]['first_page']}"
+    for said in (received, migrated):
+        assert page in said["error"] and "NOT WHAT THE SOURCE HAS" in said["error"], said
+    assert migrated["sessions_completed"] == 0, migrated
+    assert move.source.status() == "postmigrate" and move.target.status() == "paused"
+
+
 CASES = {f.__name__: f for f in (
     link_cut_while_pushing, link_cut_anywhere, link_down_for_a_while, link_cut_at_each_page_request)}
 for name, n in (("Commit", 1), ("Running", 1), ("Complete", 1), ("Released", 0)):
     CASES[f"{name}_lost_on_its_way"] = lost_on_its_way(name, n)
 CASES.update({f.__name__: f for f in (
     commit_lost_and_the_next_dialing_too, source_qemu_killed, receive_killed, migrate_killed, both_killed,
-    migrate_interrupted, receive_interrupted, target_qemu_killed)})
+    migrate_interrupted, receive_interrupted, target_qemu_killed,
+    verify_finds_what_was_damaged)})
 
 
 if __name__ == "__main__":
