@@ -9,7 +9,7 @@
 #include "tools/supervise.h"
 
 static const struct command *const commands[] = {
-	&cmd_probe,   &cmd_serve,   &cmd_attach, &cmd_handler,
+	&cmd_probe,   &cmd_serve,   &cmd_attach, &cmd_handler, &cmd_criu,
 	&cmd_receive, &cmd_migrate, &cmd_status, &cmd_trace,
 };
 

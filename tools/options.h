@@ -38,6 +38,7 @@ struct options {
 	pid_t pid;
 	uint32_t n_bulk, max_sessions;
 	uint32_t checksum, on_lost; /* choices, below */
+	uint32_t criu_header;	    /* a choice of its command's */
 	uint32_t duration_s, interval_s, n_slowest;
 	uint64_t max_rate; /* bytes a second */
 	const char *qmp, *control;

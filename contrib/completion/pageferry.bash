@@ -9,6 +9,7 @@ _pageferry_options() {
 	serve) echo "--file --pid --match --listen --resume --tls --psk --plaintext --tls-peer --max-rate --max-sessions --once --checksum --metrics --control $common" ;;
 	attach) echo "--pid --match --from --recover --supervise --on-lost --checksum --verify --tls --psk --plaintext --tls-hostname --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
 	handler) echo "--socket --file --from --tls --psk --plaintext --tls-hostname --record --replay --max-vms --user --max-rate --config --metrics --control $common" ;;
+	criu) echo "--pid --match --listen --header --plaintext --once --control $common" ;;
 	receive) echo "--qmp --listen --recover --supervise --on-lost --checksum --verify --tls --psk --plaintext --tls-peer --max-rate --trace --no-trace --metrics --control $common" ;;
 	migrate) echo "--qmp --to --postcopy --resume --pause --continue --cancel --supervise --checksum --tls --psk --plaintext --tls-hostname --bulk --control $common" ;;
 	status) echo "--control $common" ;;
@@ -28,7 +29,7 @@ _pageferry() {
 	[ "$command" = trace ] && command="trace ${COMP_WORDS[2]}"
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W "probe serve attach handler receive migrate status trace --help --version" -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W "probe serve attach handler criu receive migrate status trace --help --version" -- "$word")
 		return
 	fi
 	if [ "${COMP_WORDS[1]}" = trace ] && [ "$COMP_CWORD" -eq 2 ]; then
@@ -45,6 +46,9 @@ _pageferry() {
 		;;
 	--checksum)
 		mapfile -t COMPREPLY < <(compgen -W "on off" -- "$word")
+		;;
+	--header)
+		mapfile -t COMPREPLY < <(compgen -W "32 24" -- "$word")
 		;;
 	--on-lost)
 		mapfile -t COMPREPLY < <(compgen -W "wait poison stop" -- "$word")

@@ -62,9 +62,11 @@ def serving_a_process_takes_access_to_it(_):
     with Holder("anon", 64 * PAGE) as h:
         os.kill(h.pid, signal.SIGSTOP)
         wait_for("the process has stopped", lambda: state_of(h.pid) == "T")
-        with Serve("--pid", h.pid, "--match", h.ranges[0]) as s:
-            s.event("stage", stage="serve")
-            check_threads(s.pid, mask("sys_ptrace"))
+        for command in ("serve", "criu"):
+            with Run(command, "--json", "--pid", h.pid, "--match", h.ranges[0], "--listen", "127.0.0.1:0") as s:
+                s.event("stage", stage="serve")
+                assert n_threads(s.pid) > 1
+                check_threads(s.pid, mask("sys_ptrace"))
 
 
 def attaching_takes_access_to_the_process(folder):

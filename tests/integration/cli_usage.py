@@ -8,7 +8,7 @@ import sys
 
 from cli_support import json_lines, main, run
 
-COMMANDS = ["probe", "serve", "attach", "handler", "receive", "migrate", "status"]
+COMMANDS = ["probe", "serve", "attach", "handler", "criu", "receive", "migrate", "status"]
 PARTS = {"trace": ["live", "record", "report", "plot", "export"]}  # commands of several
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
@@ -61,6 +61,9 @@ WRONG = [
     ("handler --socket x", "--file PATH"),
     ("handler --socket x --file x --from h:1", "exclude each other"),
     ("handler --socket x --file x --max-vms 1025", "give a number from 1 to 1024"),
+    ("criu --pid 1 --match x", "add --listen ADDR"),
+    ("criu --pid 1 --match x --listen :0", "add --plaintext"),
+    ("criu --pid 1 --match x --listen :0 --header 28", "give 32|24"),
     ("attach --pid 1 --match x --from h:1 more", "'more' is no option"),
     ("attach --listen :0", "unknown option '--listen'"),
     ("receive --listen :0", "add --qmp SOCK"),
