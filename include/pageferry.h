@@ -111,6 +111,16 @@ struct pageferry_region {
 	uint64_t offset;
 };
 
+/* Bits of ->flags in the options of both sides. */
+/* No checksums of pages: for a link that checks them itself, or memory that is checked otherwise. Else
+ * a page that was damaged on its way is noticed, not placed, and asked for again. Both sides must want
+ * checksums, as they do by default. */
+#define PAGEFERRY_NO_CHECKSUM (UINT64_C(1) << 0)
+/* Lazy only. A page that the source has lost (its file was cut short, say) answers whoever touches it
+ * with a memory error, SIGBUS, from then on. Else its threads wait, and it is asked for again with
+ * the next connection. From Linux 6.6 on; before, they wait all the same. */
+#define PAGEFERRY_POISON_LOST (UINT64_C(1) << 1)
+
 /* --- source: serve memory ------------------------------------------------------------------------ */
 
 struct pageferry_server;
@@ -134,6 +144,7 @@ struct pageferry_server_options {
 	pageferry_log_fn log;	       /* NULL: silence */
 	void *log_ctx;
 	enum pageferry_log_level log_level;
+	uint64_t flags; /* PAGEFERRY_NO_CHECKSUM */
 };
 
 /**
@@ -210,6 +221,7 @@ struct pageferry_server_stats {
 	uint64_t wire_bytes;				 /* sent, all included */
 	uint64_t requests;
 	uint64_t pages_total, pages_sent; /* of the latest session */
+	uint64_t pages_lost; /* that targets were told can't be read any more */
 };
 
 /**
@@ -249,6 +261,7 @@ struct pageferry_lazy_options {
 	 * _abandon: for 'pageferry trace report|plot|export'. Overwritten if it exists. NULL: none.
 	 * Borrowed for the call. */
 	const char *trace_file;
+	uint64_t flags; /* PAGEFERRY_NO_CHECKSUM, PAGEFERRY_POISON_LOST */
 };
 
 /**
@@ -329,6 +342,8 @@ struct pageferry_lazy_stats {
 	/* Of faults that went to the source: message read to thread woken, microseconds. */
 	uint64_t fault_n;
 	double fault_p50_us, fault_p99_us, fault_p999_us, fault_max_us;
+	uint64_t pages_lost, pages_poisoned; /* the source can't read them any more */
+	uint64_t checksum_errors;	     /* runs of pages that came damaged, and were asked for again */
 };
 
 /**

@@ -94,6 +94,15 @@ int ferry_lib_options(void *out, size_t known, size_t least, const void *in,
 	return 0;
 }
 
+int ferry_lib_flags(uint64_t flags, uint64_t known, struct ferry_failure *f)
+{
+	return flags & ~known ? ferry_fail(f, FERRY_REFUSE, -EINVAL,
+					   "options: flags %#llx are not for this, or not known to version "
+					   "%s of the library",
+					   (unsigned long long)(flags & ~known), FERRY_VERSION_TEXT)
+			      : 0;
+}
+
 int ferry_lib_result(void *out, const void *in, size_t known, size_t least)
 {
 	unsigned char *to = out;

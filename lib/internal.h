@@ -41,6 +41,9 @@ void ferry_lib_tell_event(struct pageferry_error *e, const struct ferry_failure 
 int ferry_lib_options(void *out, size_t known, size_t least, const void *in,
 		      struct ferry_failure *f);
 
+/* Errors: -EINVAL: bits of @flags that are not in @known. */
+int ferry_lib_flags(uint64_t flags, uint64_t known, struct ferry_failure *f);
+
 /* The way back: @in to a caller whose struct begins with its size. Errors: -EINVAL. */
 int ferry_lib_result(void *out, const void *in, size_t known, size_t least);
 

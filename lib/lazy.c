@@ -24,7 +24,8 @@ struct pageferry_lazy {
 
 /* What a program that was built with the first version gives. */
 #define OPTIONS_LEAST offsetof(struct pageferry_lazy_options, trace_file)
-#define STATS_LEAST   sizeof(struct pageferry_lazy_stats)
+#define STATS_LEAST   offsetof(struct pageferry_lazy_stats, pages_lost)
+#define FLAGS	      (PAGEFERRY_NO_CHECKSUM | PAGEFERRY_POISON_LOST)
 
 static int make_target(struct pageferry_lazy *l, const struct pageferry_region *in, uint32_t n,
 		       const struct pageferry_lazy_options *o, struct ferry_failure *f)
@@ -34,6 +35,10 @@ static int make_target(struct pageferry_lazy *l, const struct pageferry_region *
 	struct ferry_target_config config = {.n_bulk = o->n_bulk,
 					     .max_bytes_per_second = o->max_bytes_per_second,
 					     .no_trace = !o->trace_file,
+					     .no_checksum = o->flags & PAGEFERRY_NO_CHECKSUM,
+					     .on_lost = o->flags & PAGEFERRY_POISON_LOST
+								? FERRY_ON_LOST_POISON
+								: FERRY_ON_LOST_WAIT,
 					     .log = l->log.log.sink ? &l->log.log : NULL};
 	sigset_t saved;
 	int rc;
@@ -105,6 +110,8 @@ int pageferry_lazy_new(struct pageferry_lazy **out, const struct pageferry_regio
 	if (!rc && o.n_bulk > FERRY_MAX_BULK)
 		rc = ferry_fail(&f, FERRY_REFUSE, -EINVAL, "options: %u connections; at most %d",
 				o.n_bulk, FERRY_MAX_BULK);
+	if (!rc)
+		rc = ferry_lib_flags(o.flags, FLAGS, &f);
 	if (rc < 0)
 		return ferry_lib_tell(e, &f, rc);
 	l = calloc(1, sizeof(*l));
@@ -241,6 +248,9 @@ int pageferry_lazy_stats(const struct pageferry_lazy *l, struct pageferry_lazy_s
 		.fault_p99_us = percentile_us(&st->fault_ns, 990),
 		.fault_p999_us = percentile_us(&st->fault_ns, 999),
 		.fault_max_us = (double)st->fault_ns.max_ns / FERRY_NS_PER_US,
+		.pages_lost = st->pages_lost,
+		.pages_poisoned = st->pages_poisoned,
+		.checksum_errors = st->checksum_errors,
 	};
 	return ferry_lib_result(out, &mine, sizeof(mine), STATS_LEAST);
 }

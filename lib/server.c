@@ -29,8 +29,8 @@ struct pageferry_server {
 
 _Static_assert(FERRY_ADDR_TEXT_MAX <= PAGEFERRY_ADDRESS_MAX, "documented as enough");
 
-#define OPTIONS_LEAST sizeof(struct pageferry_server_options)
-#define STATS_LEAST   sizeof(struct pageferry_server_stats)
+#define OPTIONS_LEAST offsetof(struct pageferry_server_options, flags)
+#define STATS_LEAST   offsetof(struct pageferry_server_stats, pages_lost)
 
 static int open_source(struct ferry_source **out, const struct pageferry_region *in,
 		       const struct ferry_lib_region *r, uint32_t i, struct ferry_failure *f)
@@ -98,6 +98,7 @@ static int start(struct pageferry_server *s, const struct pageferry_server_optio
 					     .state_bytes = o->state_bytes,
 					     .max_sessions = o->max_sessions,
 					     .max_bytes_per_second = o->max_bytes_per_second,
+					     .no_checksum = o->flags & PAGEFERRY_NO_CHECKSUM,
 					     .log = s->log.log.sink ? &s->log.log : NULL};
 	sigset_t saved;
 	int rc = ferry_server_new(&s->server, &config, f);
@@ -128,7 +129,7 @@ static int check_options(const struct pageferry_server_options *o, struct ferry_
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "options: %u bytes of state; at most %d, and where they are",
 				  o->state_bytes, FERRY_MAX_STATE_BYTES);
-	return 0;
+	return ferry_lib_flags(o->flags, PAGEFERRY_NO_CHECKSUM, f);
 }
 
 /* @listen_fd: given, -1 for none */
@@ -240,6 +241,7 @@ static enum pageferry_event event_of(int event)
 	case FERRY_SERVER_LINK_LOST:
 		return PAGEFERRY_LINK_LOST;
 	case FERRY_SERVER_FAILED:
+	case FERRY_SERVER_DAMAGED:
 	case FERRY_SERVER_PAGES_LOST:
 		return PAGEFERRY_FAILED;
 	default:
@@ -280,7 +282,8 @@ int pageferry_server_stats(const struct pageferry_server *s, struct pageferry_se
 					       .wire_bytes = st.wire_bytes,
 					       .requests = st.requests,
 					       .pages_total = st.pages_total,
-					       .pages_sent = st.pages_sent};
+					       .pages_sent = st.pages_sent,
+					       .pages_lost = st.pages_lost};
 	return ferry_lib_result(out, &mine, sizeof(mine), STATS_LEAST);
 }
 

@@ -5,8 +5,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "engine_support.h"
@@ -178,4 +180,59 @@ Test(engine_loss, events_can_be_polled_for)
 	target_await(&t, PAGEFERRY_COMPLETE);
 	target_close(&t);
 	source_end(&s);
+}
+
+/* The source's file loses its second half. */
+static struct pageferry_server *serve_half_lost(const struct pageferry_region *r, uint64_t flags)
+{
+	struct pageferry_server_options o = {
+		.size = sizeof(o), .listen = "127.0.0.1:0", .flags = flags};
+	struct pageferry_server *s;
+	struct pageferry_error e;
+
+	cr_assert_eq(pageferry_server_new(&s, r, 1, &o, &e), 0, "%s", e.text);
+	cr_assert_eq(ftruncate(r->fd, (off_t)r->bytes / 2), 0);
+	return s;
+}
+
+static void touch_lost_page(uint64_t flags)
+{
+	const uint64_t n = 64, bytes = n * PAGE;
+	int fd = memfd_create("source", MFD_CLOEXEC);
+	struct pageferry_region source = {.bytes = bytes, .has_fd = 1, .fd = fd};
+	struct pageferry_region lazy = {.start = map_anon(bytes), .bytes = bytes};
+	struct pageferry_lazy_options o = {.size = sizeof(o), .flags = flags};
+	struct pageferry_lazy_stats st = {.size = sizeof(st)};
+	struct pageferry_server *s;
+	char address[PAGEFERRY_ADDRESS_MAX];
+	struct pageferry_lazy *l;
+	struct pageferry_error e;
+
+	cr_assert_eq(ftruncate(fd, (off_t)bytes), 0);
+	source.start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	memset(source.start, 7, bytes);
+	s = serve_half_lost(&source, flags & PAGEFERRY_NO_CHECKSUM);
+	cr_assert_eq(pageferry_server_address(s, address, sizeof(address)), 0);
+	cr_assert_eq(pageferry_lazy_new(&l, &lazy, 1, &o, &e), 0, "%s", e.text);
+	cr_assert_eq(pageferry_lazy_connect(l, address, &e), 0, "%s", e.text);
+	cr_assert_eq(*((volatile uint8_t *)lazy.start + 5 * PAGE), 7);
+	cr_assert_eq(pageferry_lazy_push(l), 0);
+	while (pageferry_lazy_wait(l, -1, NULL) != PAGEFERRY_COMPLETE)
+		;
+	pageferry_lazy_stats(l, &st);
+	cr_assert_eq(st.pages_lost, n / 2);
+	cr_assert_eq(st.pages_poisoned, n / 2);
+	cr_assert_eq(st.checksum_errors, 0);
+	(void)*((volatile uint8_t *)lazy.start + (n - 5) * PAGE);
+	_exit(1);
+}
+
+Test(engine_loss, a_lost_page_is_poisoned_where_that_is_wanted, .signal = SIGBUS)
+{
+	touch_lost_page(PAGEFERRY_POISON_LOST);
+}
+
+Test(engine_loss, the_same_without_checksums, .signal = SIGBUS)
+{
+	touch_lost_page(PAGEFERRY_POISON_LOST | PAGEFERRY_NO_CHECKSUM);
 }

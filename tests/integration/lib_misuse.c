@@ -198,14 +198,37 @@ Test(lib_misuse, sizes_of_options_are_checked)
 	o.size = 0;
 	cr_assert_eq(serve(&r, 1, &o, &e), -EINVAL);
 	cr_assert(strstr(e.text, "sizeof"), "%s", e.text);
-	o.size = sizeof(o) - 1;
+	o.size = offsetof(struct pageferry_server_options, flags) - 1;
 	cr_assert_eq(serve(&r, 1, &o, &e), -EINVAL);
+	/* A program that was built with the first version, whatever is behind its struct. */
+	o.size++;
+	o.flags = UINT64_MAX;
+	cr_assert_eq(serve(&r, 1, &o, &e), 0);
 	/* A later version's struct is fine as long as it asks for nothing new. */
 	longer.o.size = sizeof(longer);
 	cr_assert_eq(serve(&r, 1, &longer.o, &e), 0);
 	longer.later = 1;
 	cr_assert_eq(serve(&r, 1, &longer.o, &e), -EINVAL);
 	cr_assert(strstr(e.text, "doesn't know"), "%s", e.text);
+}
+
+Test(lib_misuse, flags_that_are_not_known_are_refused)
+{
+	struct pageferry_region r = {.start = map_anon(BYTES), .bytes = BYTES};
+	struct pageferry_server_options o = listening();
+	struct pageferry_lazy_options lo = {.size = sizeof(lo), .flags = UINT64_C(1) << 2};
+	struct pageferry_lazy *l;
+	struct pageferry_error e;
+
+	o.flags = PAGEFERRY_POISON_LOST;
+	cr_assert_eq(serve(&r, 1, &o, &e), -EINVAL);
+	cr_assert(strstr(e.text, "flags 0x2"), "%s", e.text);
+	o.flags = PAGEFERRY_NO_CHECKSUM;
+	cr_assert_eq(serve(&r, 1, &o, &e), 0);
+	cr_assert_eq(pageferry_lazy_new(&l, &r, 1, &lo, &e), -EINVAL);
+	lo.flags = PAGEFERRY_NO_CHECKSUM | PAGEFERRY_POISON_LOST;
+	cr_assert_eq(pageferry_lazy_new(&l, &r, 1, &lo, &e), 0);
+	pageferry_lazy_abandon(l);
 }
 
 Test(lib_misuse, options_of_a_server_are_checked)
