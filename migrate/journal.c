@@ -30,7 +30,7 @@ static int file_name(enum ferry_side side, const char *qmp_path, char name[NAME_
 static enum ferry_keep_state judge(enum ferry_keep_state found, struct ferry_journal_entry *e)
 {
 	if (found == FERRY_KEEP_EMPTY || e->phase < FERRY_JOURNAL_BEGUN ||
-	    e->phase > FERRY_JOURNAL_UNDONE || !e->n_bulk || e->n_bulk > FERRY_MAX_BULK ||
+	    e->phase > FERRY_JOURNAL_COMPLETE || !e->n_bulk || e->n_bulk > FERRY_MAX_BULK ||
 	    !e->n_regions || e->n_regions > FERRY_MAX_REGIONS) {
 		*e = (struct ferry_journal_entry){0};
 		return FERRY_KEEP_EMPTY;

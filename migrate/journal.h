@@ -26,6 +26,7 @@ enum ferry_journal_phase {
 	FERRY_JOURNAL_COMMITTED, /* source: Commit may have been said; target: it was read */
 	FERRY_JOURNAL_RUNS,	 /* target: the guest was started */
 	FERRY_JOURNAL_UNDONE,	 /* source: the guest runs here, and the target was not told so */
+	FERRY_JOURNAL_COMPLETE,	 /* source: the target has everything, and may have ended */
 };
 
 struct ferry_journal_region {

@@ -77,6 +77,17 @@ static enum ferry_switch_event link_failed(struct ferry_switch_source *s, int rc
 
 /* --- check ---------------------------------------------------------------------------------- */
 
+/* Once it is released the target ends: one after us must not look for it for ever. */
+static void note_complete(void *source)
+{
+	struct ferry_switch_source *s = source;
+	struct ferry_failure f = {0};
+
+	s->entry.phase = FERRY_JOURNAL_COMPLETE;
+	if (ferry_journal_update(&s->journal, &s->entry, &f) < 0)
+		ferry_warn(s->config->log, "%s", f.text);
+}
+
 static int open_sources(struct ferry_switch_source *s)
 {
 	struct ferry_server_config config = {
@@ -85,6 +96,8 @@ static int open_sources(struct ferry_switch_source *s)
 		.tls = s->config->tls,
 		.no_checksum = s->config->no_checksum,
 		.log = s->config->log,
+		.completing = note_complete,
+		.completing_ctx = s,
 	};
 
 	for (uint32_t i = 0; i < s->qemu.n_ram; i++) {
@@ -346,6 +359,8 @@ static enum ferry_switch_event dial_pages(struct ferry_switch_source *s)
 {
 	int rc = 0;
 
+	if (s->took_over && s->entry.phase == FERRY_JOURNAL_COMPLETE)
+		return FERRY_EV_COMPLETE;
 	if (s->took_over) {
 		rc = ferry_qemu_inspect_orphan(&s->qemu, s->qmp, s->config->log, &s->why);
 		if (!rc)

@@ -428,6 +428,8 @@ static void control_message(struct ferry_conn *c, const struct ferry_message *m)
 	} else if (rc == FERRY_SESSION_DIGEST) {
 		start_digest(c, &m->digests);
 	} else if (rc == FERRY_SESSION_RELEASE) {
+		if (p->server->config.completing)
+			p->server->config.completing(p->server->config.completing_ctx);
 		p->since_ns = ferry_now_ns();
 		if (p->push)
 			ferry_push_stop(p->push);

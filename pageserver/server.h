@@ -43,6 +43,12 @@ struct ferry_server_config {
 	 */
 	const struct ferry_run *first, *last;
 	uint32_t n_first, n_last;
+	/*
+	 * A target has said Complete, and is told Released once this returns: what must be known after
+	 * our death is written down by then. The loop's thread: it must be short. May be NULL.
+	 */
+	void (*completing)(void *ctx);
+	void *completing_ctx;
 };
 
 /* What happened so far, over all sessions, except where it says otherwise. */

@@ -132,7 +132,7 @@ Test(journal, one_that_makes_no_sense_is_nothing)
 		open_it(&j, &p, FERRY_SIDE_TARGET, &e);
 		cr_assert_eq(j.found, FERRY_KEEP_FOUND);
 		if (how == 0)
-			e.phase = FERRY_JOURNAL_UNDONE + 1;
+			e.phase = FERRY_JOURNAL_COMPLETE + 1;
 		else if (how == 1)
 			e.n_bulk = FERRY_MAX_BULK + 1;
 		else if (how == 2)
