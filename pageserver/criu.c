@@ -24,6 +24,7 @@ struct conn {
 	bool in_use; /* accepting thread's */
 	atomic_bool has_ended;
 	int fd; /* owned */
+	bool is_done; /* its client lacks nothing, and is not counted any more */
 	uint8_t *scratch; /* owned; NULL where no source copies */
 	char name[FERRY_GATE_NAME_MAX];
 };
@@ -81,8 +82,11 @@ static int leave(struct conn *c, struct ferry_failure *f)
 {
 	const int32_t status = 0;
 	uint8_t more;
-	int rc = ferry_net_write_all(c->fd, &status, sizeof(status), STALL_MS, c->criu->stop_fd);
+	int rc;
 
+	c->is_done = true;
+	atomic_fetch_sub(&c->criu->n_connections, 1);
+	rc = ferry_net_write_all(c->fd, &status, sizeof(status), STALL_MS, c->criu->stop_fd);
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_LINK, rc, "answering");
 	atomic_fetch_add(&c->criu->n_closed, 1);
@@ -136,7 +140,8 @@ static void *conn_main(void *arg)
 		ferry_warn(c->criu->config.log, "%s: %s; the connection is closed", c->name, f.text);
 	}
 	shutdown(c->fd, SHUT_RDWR);
-	atomic_fetch_sub(&c->criu->n_connections, 1);
+	if (!c->is_done)
+		atomic_fetch_sub(&c->criu->n_connections, 1);
 	atomic_store(&c->has_ended, true);
 	return NULL;
 }

@@ -30,7 +30,7 @@ struct ferry_criu_config {
 
 struct ferry_criu_stats {
 	uint64_t pages, wire_bytes, requests;
-	uint32_t n_connections; /* now */
+	uint32_t n_connections; /* now, and not at their end */
 	uint32_t n_connections_ever;
 	uint32_t n_closed; /* that ended as they should */
 	uint32_t n_failed;
