@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define HANG_S	 90
+#define HANG_S	 240
 #define SETTLE_MS 5000
 #define MOST_OF_EACH 100000
 

@@ -21,7 +21,7 @@
 #define BYTES	  ((size_t)N_PAGES * PAGE)
 #define N_READERS 2
 #define N_FIRST	  24  /* pages that are asked for before the push */
-#define LIMIT_MS  30000
+#define LIMIT_MS  60000
 #define RETRY_MS  1500 /* after a failure was told, that much longer */
 
 enum source_kind { SOURCE_MEMORY, SOURCE_MEMFD, SOURCE_FILE };
@@ -138,8 +138,17 @@ static bool await(struct run *r, bool (*done)(const struct run *), char why[256]
 			snprintf(r->story, sizeof(r->story), "server: %.150s", e.text);
 		}
 	}
-	if (!r->failed)
-		snprintf(why, 256, "nothing comes any more, and nothing was said");
+	if (!r->failed) {
+		struct pageferry_lazy_stats st = {.size = sizeof(st)};
+
+		pageferry_lazy_stats(r->lazy, &st);
+		snprintf(why, 256,
+			 "nothing comes any more, and nothing was said: %llu pages of %llu, %llu read, "
+			 "%llu faults, %llu requests, %u resumes, connected %d",
+			 (unsigned long long)st.pages_resident, (unsigned long long)st.pages_total,
+			 (unsigned long long)r->n_read, (unsigned long long)st.faults,
+			 (unsigned long long)st.requests, st.resumes, st.is_connected);
+	}
 	return false;
 }
 

@@ -67,12 +67,15 @@ static void take(struct world *w, const struct ferry_run *run)
 
 static void say(struct world *w, enum ferry_frame_type type, const uint8_t *step)
 {
-	struct ferry_message m = {.type = type};
+	static struct ferry_message m; /* large: no clearing of it at each step */
 	uint8_t bits[N_PAGES / 8 + 1];
 	char why[FERRY_MAX_TEXT];
 	uint64_t sent, before, total;
 	int rc;
 
+	m.type = type;
+	m.payload = NULL;
+	m.payload_bytes = 0;
 	m.resident = (struct ferry_page_range){step[1] % (N_REGIONS + 1), step[2], 1 + step[3]};
 	if (type == FERRY_FRAME_PUSH_START)
 		m.push_start.max_bytes_per_second = step[2];
