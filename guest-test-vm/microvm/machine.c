@@ -173,6 +173,19 @@ static void announce(struct vcpu *v, struct cpu_vcpu *cpu, bool done)
 	pthread_mutex_unlock(&m->lock);
 }
 
+/* A crash of the guest is mostly one of its memory: is what it can't do without as it was? */
+static void tell_of_memory(struct vcpu *v)
+{
+	const uint8_t *memory = v->machine->memory;
+	const struct microvm_control *c = control(v->machine);
+	size_t used = strlen(v->why);
+	bool code = !memcmp(memory + MICROVM_CODE, guest_blob, sizeof(guest_blob));
+
+	snprintf(v->why + used, sizeof(v->why) - used, "; its code is %s, its control page %s",
+		 code ? "intact" : "damaged",
+		 c->magic == MICROVM_MAGIC && c->n_pages && c->ticks_per_us ? "too" : "is damaged");
+}
+
 static void *vcpu_thread(void *arg)
 {
 	struct vcpu *v = arg;
@@ -198,6 +211,8 @@ static void *vcpu_thread(void *arg)
 		}
 	}
 	v->crashed = exit == CPU_CRASHED;
+	if (v->crashed)
+		tell_of_memory(v);
 	announce(v, NULL, true); /* nobody kicks it from here on */
 	m->backend->vcpu_free(cpu);
 	return NULL;
