@@ -61,7 +61,7 @@ void ferry_qmp_free(struct ferry_qmp *q)
 /* A busy guest makes QEMU say a lot; only these are looked at. */
 static bool is_wanted_event(const char *name)
 {
-	return !strcmp(name, "MIGRATION") || !strcmp(name, "SHUTDOWN");
+	return !strcmp(name, "MIGRATION") || !strcmp(name, "SHUTDOWN") || !strcmp(name, "STOP");
 }
 
 /* @m: given */

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/util.h"
 
 #define FIRST_BYTES 16384u
@@ -69,6 +70,15 @@ static void copy_text(char *out, const char *in)
 }
 
 /* Takes what @root holds into @out. */
+/* A host that can't tell the time says -1 for both. */
+static uint64_t when(const json_t *timestamp)
+{
+	json_int_t s = json_integer_value(json_object_get(timestamp, "seconds"));
+	json_int_t us = json_integer_value(json_object_get(timestamp, "microseconds"));
+
+	return s > 0 && us >= 0 ? (uint64_t)s * FERRY_NS_PER_S + (uint64_t)us * FERRY_NS_PER_US : 0;
+}
+
 static int classify(json_t *root, struct ferry_qmp_message *out)
 {
 	json_t *v;
@@ -79,6 +89,7 @@ static int classify(json_t *root, struct ferry_qmp_message *out)
 			return -EPROTO;
 		out->kind = FERRY_QMP_EVENT;
 		copy_text(out->text, json_string_value(v));
+		out->at_ns = when(json_object_get(root, "timestamp"));
 		out->body = json_incref(json_object_get(root, "data"));
 	} else if ((v = json_object_get(root, "return"))) {
 		out->kind = FERRY_QMP_RETURN;

@@ -24,6 +24,7 @@ enum ferry_qmp_kind {
 struct ferry_qmp_message {
 	enum ferry_qmp_kind kind;
 	int64_t id;   /* of RETURN and ERROR, 0 when there is none */
+	uint64_t at_ns; /* of an event: when it was, CLOCK_REALTIME; 0 when it doesn't say */
 	json_t *body; /* owned: what was returned, the event's data, or the greeting; may be NULL */
 	char text[FERRY_QMP_TEXT_MAX]; /* the event's name, or the error's text for people */
 };

@@ -12,7 +12,7 @@
  *      |                                          ATTACHING
  *   CONNECTING <---------- Prepared ------------  PREPARED
  *      |                                             |
- *   STOPPING                                         |
+ *   STOPPING ------------- DeviceState ------->  STARTING
  *   SENDING -------------- Stopped ------------>  LOADING
  *      |     ------------- DeviceState ------->      |
  *   LOADING -------------- DeviceStateEnd ----->  FINISHING
@@ -60,6 +60,7 @@ enum ferry_switch_target_state {
 	FERRY_TGT_AWAITING,
 	FERRY_TGT_ATTACHING,
 	FERRY_TGT_PREPARED,
+	FERRY_TGT_STARTING,
 	FERRY_TGT_LOADING,
 	FERRY_TGT_FINISHING,
 	FERRY_TGT_LOADED,
@@ -99,6 +100,7 @@ enum ferry_switch_event {
 	FERRY_EV_PREPARE,
 	FERRY_EV_PREPARED,
 	FERRY_EV_STOPPED,
+	FERRY_EV_STATE, /* the first piece of the device state */
 	FERRY_EV_STATE_END,
 	FERRY_EV_LOADED,
 	FERRY_EV_COMMIT,
@@ -119,8 +121,7 @@ enum ferry_switch_action {
 	/* source */
 	FERRY_DO_SEND_PREPARE,
 	FERRY_DO_DIAL_PAGES,
-	FERRY_DO_STOP_GUEST,
-	FERRY_DO_START_STATE, /* make the VMM write its device state */
+	FERRY_DO_START_STATE, /* make the VMM write its device state, for which it stops the guest */
 	FERRY_DO_SEND_STOPPED,
 	FERRY_DO_SERVE_PAGES,
 	FERRY_DO_SEND_STATE_END,

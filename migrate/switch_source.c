@@ -104,6 +104,8 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 		status = json_string_value(json_object_get(m.body, "status"));
 		if (!strcmp(m.text, "MIGRATION") && status) {
 			event = on_migration(s, status);
+		} else if (!strcmp(m.text, "STOP") && s->core.machine.state == FERRY_SRC_STOPPING) {
+			event = ferry_source_note_stop(s, m.at_ns);
 		} else if (!strcmp(m.text, "SHUTDOWN") && !ferry_switch_is_committed(&s->core)) {
 			ferry_fail(&s->why, FERRY_REFUSE, -ESHUTDOWN, "the guest has shut down");
 			event = FERRY_EV_FAILED;
@@ -111,6 +113,15 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 		ferry_qmp_message_fini(&m);
 	}
 	return event;
+}
+
+static void set_deadline(struct ferry_switch_source *s)
+{
+	unsigned int state = s->core.machine.state;
+	bool limited = state >= FERRY_SRC_PREPARING && state <= FERRY_SRC_LOADING;
+	uint64_t ms = state == FERRY_SRC_STOPPING ? FERRY_STOP_LIMIT_MS : FERRY_STEP_LIMIT_MS;
+
+	s->deadline_ns = limited ? ferry_now_ns() + ms * FERRY_NS_PER_MS : 0;
 }
 
 static enum ferry_switch_event relay(struct ferry_switch_source *s, const uint8_t *data, size_t len)
@@ -128,7 +139,7 @@ static enum ferry_switch_event relay(struct ferry_switch_source *s, const uint8_
 			FERRY_MAX_DEVICE_STATE / FERRY_MIB);
 		return FERRY_EV_FAILED;
 	}
-	s->deadline_ns = ferry_now_ns() + FERRY_STEP_LIMIT_MS * (uint64_t)FERRY_NS_PER_MS;
+	set_deadline(s);
 	rc = ferry_channel_send(&s->link, &m, s->config->stop_fd);
 	if (!rc)
 		return FERRY_EV_NOTHING;
@@ -386,15 +397,6 @@ static enum ferry_switch_event perform_all(struct ferry_switch_source *s,
 	if (!undoing)
 		return FERRY_EV_NOTHING;
 	return s->vmm_gone ? FERRY_EV_VMM_GONE : FERRY_EV_UNDONE;
-}
-
-static void set_deadline(struct ferry_switch_source *s)
-{
-	unsigned int state = s->core.machine.state;
-	bool limited = state >= FERRY_SRC_PREPARING && state <= FERRY_SRC_LOADING;
-
-	s->deadline_ns =
-		limited ? ferry_now_ns() + FERRY_STEP_LIMIT_MS * (uint64_t)FERRY_NS_PER_MS : 0;
 }
 
 /* The peer said something that it may not say now. */

@@ -15,6 +15,8 @@
 /* How long the target may take for a step, and the device state to move on at all. While the guest
  * stands still, this is what it can stand still for before it is resumed here. */
 #define FERRY_STEP_LIMIT_MS 30000
+/* Stopping waits for the guest's disk writes that are under way. */
+#define FERRY_STOP_LIMIT_MS 60000
 
 struct ferry_switch_source {
 	const struct ferry_migrate_config *config; /* borrowed */
@@ -64,6 +66,9 @@ enum ferry_switch_event ferry_source_check(struct ferry_switch_source *s);
 /* Return: what came of it, or NOTHING when it is to be waited for. */
 enum ferry_switch_event ferry_source_perform(struct ferry_switch_source *s,
 					     enum ferry_switch_action action);
+
+/* QEMU has stopped the guest, for its device state. @at_ns: CLOCK_REALTIME; 0: now. */
+enum ferry_switch_event ferry_source_note_stop(struct ferry_switch_source *s, uint64_t at_ns);
 
 /* Loaded came: from the record that this makes on, the guest never runs here again. */
 enum ferry_switch_event ferry_source_record_commit(struct ferry_switch_source *s);

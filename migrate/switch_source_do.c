@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -21,8 +22,7 @@
 #define REDIAL_MIN_MS	  50u
 #define REDIAL_MAX_MS	  1000u
 #define UNDO_TELL_MS	  2000u /* for the target to be told; the guest runs again by then */
-/* Stopping waits for the guest's disk writes that are under way. */
-#define STOP_TIMEOUT_MS	  60000
+#define CONT_TIMEOUT_MS	  60000
 #define CANCEL_TIMEOUT_MS 30000
 #define CANCEL_POLL_MS	  10
 #define STATE_NAME	  "pageferry-state" /* of the pipe, at QEMU */
@@ -184,7 +184,7 @@ static int run_on(struct ferry_switch_source *s, bool runs)
 	if (!runs && !s->entry.paused) {
 		ferry_warn(s->config->log, "a process that was killed has left the guest standing "
 					   "still; it is resumed");
-		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
+		rc = ferry_qmp_execute_within(s->qmp, CONT_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
 	}
 	if (rc < 0)
 		return rc;
@@ -380,9 +380,12 @@ static enum ferry_switch_event dial_pages(struct ferry_switch_source *s)
 
 /* --- stop, device state --------------------------------------------------------------------- */
 
-static enum ferry_switch_event stop_guest(struct ferry_switch_source *s)
+/*
+ * QEMU sets its migration up while the guest runs, some 20 ms, and stops it by itself as soon as only
+ * the devices are left.
+ */
+static enum ferry_switch_event start_state(struct ferry_switch_source *s)
 {
-	/* All that can be done while the guest runs: QEMU gets its end of the pipe. */
 	int rc = ferry_qmp_give_fd(s->qmp, STATE_NAME, s->state_peer_fd, &s->why);
 
 	if (rc < 0)
@@ -392,24 +395,30 @@ static enum ferry_switch_event stop_guest(struct ferry_switch_source *s)
 	/* Without it, one after us could not know that the guest must be resumed, or must not. */
 	if (ferry_journal_begin(&s->journal, &s->qemu, &s->entry, &s->why) < 0)
 		return FERRY_EV_FAILED;
-	s->stop_ns = ferry_now_ns();
-	if (s->qemu.runs)
-		rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "stop", NULL, NULL, &s->why);
-	s->stopped_ns = ferry_now_ns();
-	s->result->stop_ns = s->stopped_ns - s->stop_ns;
-	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_GUEST_STOPPED;
-}
-
-static enum ferry_switch_event start_state(struct ferry_switch_source *s)
-{
-	int rc;
-
 	ferry_watch_add(&s->watch, s->state_fd, FERRY_WATCH_STATE);
 	s->state_started = true;
 	rc = ferry_qmp_execute(s->qmp, "migrate", json_pack("{s:s}", "uri", "fd:" STATE_NAME), NULL,
 			       &s->why);
 	s->state_over = rc == -EREMOTEIO; /* it has not even begun */
-	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
+	if (rc < 0)
+		return vmm_failed(s, rc);
+	return s->qemu.runs ? FERRY_EV_NOTHING : ferry_source_note_stop(s, 0);
+}
+
+enum ferry_switch_event ferry_source_note_stop(struct ferry_switch_source *s, uint64_t at_ns)
+{
+	struct timespec real;
+	uint64_t ago = 0;
+
+	clock_gettime(CLOCK_REALTIME, &real);
+	s->stopped_ns = ferry_now_ns();
+	if (at_ns)
+		ago = (uint64_t)real.tv_sec * FERRY_NS_PER_S + (uint64_t)real.tv_nsec - at_ns;
+	/* Unless that clock was set meanwhile. */
+	s->stop_ns = s->stopped_ns - (ago < s->stopped_ns - s->entry.stop_ns ? ago : 0);
+	s->entry.stop_ns = s->stop_ns;
+	s->result->stop_ns = s->stopped_ns - s->stop_ns;
+	return FERRY_EV_GUEST_STOPPED;
 }
 
 static enum ferry_switch_event send_simple(struct ferry_switch_source *s,
@@ -588,13 +597,15 @@ static void cont_guest(struct ferry_switch_source *s)
 	struct ferry_failure why = {0};
 	int rc;
 
-	if (!s->qmp || !s->stop_ns || !s->qemu.runs)
+	if (!s->qmp || !s->state_started || !s->qemu.runs)
 		return;
-	rc = ferry_qmp_execute_within(s->qmp, STOP_TIMEOUT_MS, "cont", NULL, NULL, &why);
+	rc = ferry_qmp_execute_within(s->qmp, CONT_TIMEOUT_MS, "cont", NULL, NULL, &why);
 	if (!rc) {
+		uint64_t stood_ns = s->stop_ns ? ferry_now_ns() - s->stop_ns : 0;
+
 		ferry_info(s->config->log,
 			   "the guest runs on at the source; it stood still for %.1f ms",
-			   (double)(ferry_now_ns() - s->stop_ns) / FERRY_NS_PER_MS);
+			   (double)stood_ns / FERRY_NS_PER_MS);
 		announce_guest(s);
 		return;
 	}
@@ -682,8 +693,6 @@ enum ferry_switch_event ferry_source_perform(struct ferry_switch_source *s,
 		return send_prepare(s);
 	case FERRY_DO_DIAL_PAGES:
 		return dial_pages(s);
-	case FERRY_DO_STOP_GUEST:
-		return stop_guest(s);
 	case FERRY_DO_SEND_STOPPED:
 		s->stopped_said = true;
 		return send_simple(s, FERRY_FRAME_STOPPED);

@@ -45,6 +45,8 @@ enum ferry_switch_event ferry_target_side_message(struct ferry_switch_target *s)
 	case FERRY_FRAME_STOPPED:
 		return FERRY_EV_STOPPED;
 	case FERRY_FRAME_DEVICE_STATE:
+		if (s->core.machine.state == FERRY_TGT_PREPARED)
+			return FERRY_EV_STATE; /* START_LOAD takes it from ->m */
 		return ferry_target_side_load(s, s->m.payload, s->m.payload_bytes);
 	case FERRY_FRAME_DEVICE_STATE_END:
 		return on_state_end(s);

@@ -36,7 +36,8 @@ enum ferry_switch_event ferry_target_side_vmm_gone(struct ferry_switch_target *s
 {
 	ferry_fail(&s->why, FERRY_LOST, -ECONNRESET,
 		   "the target's QEMU has ended%s, or closed its monitor; its own log says why",
-		   s->core.machine.state == FERRY_TGT_LOADING ||
+		   s->core.machine.state == FERRY_TGT_STARTING ||
+				   s->core.machine.state == FERRY_TGT_LOADING ||
 				   s->core.machine.state == FERRY_TGT_FINISHING
 			   ? " while it loaded the device state"
 			   : "");
@@ -405,9 +406,21 @@ static enum ferry_switch_event start_load(struct ferry_switch_target *s)
 	rc = note_phase(s, FERRY_JOURNAL_LOADING);
 	if (rc < 0)
 		return FERRY_EV_FAILED;
+	/*
+	 * The source's guest was running when its QEMU began to write, and says so in its state: this QEMU
+	 * would run it as soon as it has loaded. A 'stop' now is for then.
+	 * Source: QEMU, qmp_stop(): autostart in RUN_STATE_INMIGRATE
+	 */
+	rc = ferry_qmp_execute(s->qmp, "stop", NULL, NULL, &s->why);
+	if (rc < 0)
+		return vmm_failed(s, rc);
 	rc = ferry_qmp_execute(s->qmp, "migrate-incoming",
 			       json_pack("{s:s}", "uri", "fd:" STATE_NAME), NULL, &s->why);
-	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
+	if (rc < 0)
+		return vmm_failed(s, rc);
+	return s->m.type == FERRY_FRAME_DEVICE_STATE
+		       ? ferry_target_side_load(s, s->m.payload, s->m.payload_bytes)
+		       : FERRY_EV_NOTHING;
 }
 
 enum ferry_switch_event ferry_target_side_load(struct ferry_switch_target *s, const void *data,
@@ -415,7 +428,8 @@ enum ferry_switch_event ferry_target_side_load(struct ferry_switch_target *s, co
 {
 	int rc;
 
-	if (s->core.machine.state != FERRY_TGT_LOADING) {
+	if (s->core.machine.state != FERRY_TGT_STARTING &&
+	    s->core.machine.state != FERRY_TGT_LOADING) {
 		ferry_fail(&s->why, FERRY_REFUSE, -EPROTO, "device state came out of place");
 		return FERRY_EV_FAILED;
 	}

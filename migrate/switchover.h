@@ -6,12 +6,16 @@
  *   check         QMP, RAM layout; Prepare            QMP, RAM layout fits        close
  *   attach                                            userfaultfd into the VMM,   unregister
  *                 page connections                    register; Prepared
- *   stop          stop the guest; serve pages         -                           cont
- *   device-state  migrate to our socket; DeviceState  migrate-incoming; Loaded    cancel, cont
+ *   stop          migrate to our socket, which stops  -                           cancel, cont
+ *                 the guest
+ *   device-state  serve pages; DeviceState            migrate-incoming; Loaded    -
  *   confirm       Commit: from here on never again    -                           none
  *   run           -                                   cont; Running               none
  *   push          serve                               push to the end             none
  *   release       Released                            unregister, leave           none
+ *
+ * QEMU sets its migration up while the guest still runs, some 20 ms, and then stops it by itself for its
+ * devices. Its state says therefore that the guest was running: the target's QEMU is told to stand still.
  *
  * Ownership: the source owns the guest until it sends Commit, and the target from the moment it
  * reads it. Between the two, when the link breaks, neither runs it until they have spoken again.

@@ -144,13 +144,12 @@ static void perform(struct state *s, unsigned int i, unsigned int action)
 	case FERRY_DO_DIAL_PAGES:
 		expect(x, FERRY_EV_PAGES_OPEN);
 		break;
-	case FERRY_DO_STOP_GUEST:
-		expect(x, FERRY_EV_GUEST_STOPPED);
-		break;
 	case FERRY_DO_START_STATE:
-		expect(x, FERRY_EV_STATE_SENT);
+		expect(x, FERRY_EV_GUEST_STOPPED);
+		tell(s, i, FERRY_EV_STATE);
 		break;
 	case FERRY_DO_SEND_STOPPED:
+		expect(x, FERRY_EV_STATE_SENT);
 		tell(s, i, FERRY_EV_STOPPED);
 		break;
 	case FERRY_DO_SEND_STATE_END:

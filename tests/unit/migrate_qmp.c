@@ -229,7 +229,7 @@ Test(qmp, answers_errors_and_late_answers)
 	static const struct fake_answer script[] = {
 		{"good", .json = "{\"n\": 5}"},
 		{"bad", .error = "it can't be"},
-		{"late", .raw = "{\"return\": {}, \"id\": 1}\n{\"event\": \"STOP\"}\n"
+		{"late", .raw = "{\"return\": {}, \"id\": 1}\n{\"event\": \"RTC_CHANGE\"}\n"
 				"{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n"
 				"{\"return\": {\"n\": 6}, \"id\": 4}\n"},
 		{"garbage", .raw = "what?\n"},

@@ -24,12 +24,12 @@ static const enum ferry_switch_event source_path[] = {
 	FERRY_EV_STATE_SENT, FERRY_EV_LOADED,	FERRY_EV_RUNNING,    FERRY_EV_COMPLETE};
 
 static const enum ferry_switch_event target_path[] = {
-	FERRY_EV_CHECKED, FERRY_EV_PREPARE,    FERRY_EV_ATTACHED,
+	FERRY_EV_CHECKED, FERRY_EV_PREPARE,    FERRY_EV_ATTACHED, FERRY_EV_STATE,
 	FERRY_EV_STOPPED, FERRY_EV_STATE_END,  FERRY_EV_VMM_LOADED,
 	FERRY_EV_COMMIT,  FERRY_EV_GUEST_RUNS, FERRY_EV_COMPLETE};
 
 #define SOURCE_COMMIT 6 /* steps until it is the target's */
-#define TARGET_COMMIT 7
+#define TARGET_COMMIT 8
 
 static void walk(struct ferry_switch *s, enum ferry_side side, size_t n)
 {
@@ -82,7 +82,7 @@ Test(switch_core, before_commit_every_failure_gives_the_guest_back)
 			cr_assert(ferry_switch_owns_guest(&s));
 			/* Stopping is stage 3 of the path: from then on it must be resumed. */
 			cr_assert_eq(has(&a, FERRY_DO_CONT_GUEST), i >= 3);
-			cr_assert_eq(has(&a, FERRY_DO_CANCEL_STATE), i >= 4);
+			cr_assert_eq(has(&a, FERRY_DO_CANCEL_STATE), i >= 3);
 			cr_assert(has(&a, FERRY_DO_RESTORE_VMM));
 			cr_assert_eq(has(&a, FERRY_DO_TELL_ABORT),
 				     i >= 1 && failures[k] != FERRY_EV_ABORT);
@@ -228,7 +228,7 @@ Test(switch_core, a_visitor_that_leaves_again_harms_nothing)
 Test(switch_core, messages_out_of_place_change_nothing)
 {
 	static const enum ferry_switch_event messages[] = {
-		FERRY_EV_PREPARE, FERRY_EV_PREPARED, FERRY_EV_STOPPED, FERRY_EV_STATE_END,
+		FERRY_EV_PREPARE, FERRY_EV_PREPARED, FERRY_EV_STATE, FERRY_EV_STOPPED, FERRY_EV_STATE_END,
 		FERRY_EV_LOADED,  FERRY_EV_COMMIT,   FERRY_EV_RUNNING};
 
 	for (int side = FERRY_SIDE_SOURCE; side <= FERRY_SIDE_TARGET; side++) {
@@ -249,7 +249,8 @@ Test(switch_core, messages_out_of_place_change_nothing)
 				else
 					cr_assert_eq(s.machine.state, before);
 			}
-			cr_assert_leq(legal, 1);
+			/* A paused guest's source may say Stopped before its device state begins. */
+			cr_assert_leq(legal, side == FERRY_SIDE_TARGET && i == 3 ? 2 : 1);
 		}
 	}
 }
@@ -301,7 +302,7 @@ Test(switch_core, a_guest_that_cannot_be_run_is_filled_all_the_same)
 Test(switch_core, stages_are_entered_in_order_and_have_names)
 {
 	for (int side = FERRY_SIDE_SOURCE; side <= FERRY_SIDE_TARGET; side++) {
-		size_t n = side == FERRY_SIDE_SOURCE ? 8 : 9;
+		size_t n = side == FERRY_SIDE_SOURCE ? 8 : 10;
 		enum ferry_stage last = FERRY_STAGE_CHECK;
 
 		for (size_t i = 0; i <= n; i++) {
