@@ -158,7 +158,8 @@ static int look_back(struct serve *s, const struct options *o, struct ferry_fail
 		ferry_warn(&s->job.report.log, "%s; --resume will not know of this serve", why.text);
 	else
 		found = ferry_keep_read(&s->record_file, &s->record, sizeof(s->record));
-	s->is_recorded = found != FERRY_KEEP_EMPTY;
+	/* What is left of other memory on this address is of no use any more, once that is served. */
+	s->is_recorded = found == FERRY_KEEP_FOUND && s->record.memory_id == id;
 	if (o->resume && found == FERRY_KEEP_EMPTY)
 		return ferry_fail(f, FERRY_REFUSE, -ENOENT,
 				  "there is nothing to resume: no 'pageferry serve' on %.100s ended while "

@@ -275,6 +275,7 @@ def a_supervised_attach_goes_on_by_itself(folder):
 
 def a_killed_server_is_resumed_with_the_same_memory_only(folder):
     """Of a process that runs on meanwhile, nothing more is had."""
+    os.environ["RUNTIME_DIRECTORY"] = folder  # without what earlier runs left on some port
     data = content(N_PAGES, seed=6)
     path = write_file(folder, data, "first")
     other = write_file(folder, content(N_PAGES, seed=7), "second")
@@ -295,12 +296,41 @@ def a_killed_server_is_resumed_with_the_same_memory_only(folder):
                 a.end(0)
 
 
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def what_is_left_of_other_memory_is_replaced(folder):
+    """A serve was killed and never resumed; another one takes its address, and is killed as well."""
+    os.environ["RUNTIME_DIRECTORY"] = folder  # without what earlier runs left on some port
+    data = content(N_PAGES, seed=8)
+    path = write_file(folder, data, "first")
+    other = write_file(folder, content(N_PAGES, seed=9), "second")
+    with Holder("anon", len(data)) as h, Serve("--file", other) as s:
+        with Attach(h, s.address, "--max-rate", FEW) as a:
+            a.event("progress")
+            wait_for("the server has noted the target", lambda: os.path.getsize(record_of(s.address)))
+            s.child.kill()
+            s.rest()
+    left = read(record_of(s.address))
+    with Holder("anon", len(data)) as h, Serve("--file", path, listen=s.address) as again:
+        with Attach(h, s.address, "--max-rate", FEW) as a:
+            a.event("progress")
+            wait_for("the server has noted its own", lambda: read(record_of(s.address)) != left)
+            again.child.kill()
+            again.rest()
+            with Serve("--file", path, "--resume", listen=s.address):
+                a.event("resumed")
+                a.end(0)
+
+
 def record_of(address):
     """Where a serve keeps its record, which is empty while no target is incomplete."""
     xxh = ctypes.CDLL("libxxhash.so.0").XXH3_64bits
     xxh.restype = ctypes.c_uint64
-    folder = "/run" if not os.geteuid() else os.environ["XDG_RUNTIME_DIR"]
-    return f"{folder}/pageferry/serve-{xxh(address.encode(), ctypes.c_size_t(len(address))):016x}"
+    folder = os.environ["RUNTIME_DIRECTORY"]
+    return f"{folder}/serve-{xxh(address.encode(), ctypes.c_size_t(len(address))):016x}"
 
 
 def a_killed_server_is_waited_for(folder):
@@ -428,6 +458,7 @@ if __name__ == "__main__":
                 a_supervised_attach_goes_on_by_itself,
                 a_killed_server_is_waited_for,
                 a_killed_server_is_resumed_with_the_same_memory_only,
+                what_is_left_of_other_memory_is_replaced,
                 the_end_of_the_process_is_told,
                 a_server_that_is_stopped_under_a_target_says_so,
                 plain_output_is_for_people,
