@@ -223,16 +223,22 @@ static void touch_lost_page(uint64_t flags)
 	cr_assert_eq(st.pages_lost, n / 2);
 	cr_assert_eq(st.pages_poisoned, n / 2);
 	cr_assert_eq(st.checksum_errors, 0);
-	(void)*((volatile uint8_t *)lazy.start + (n - 5) * PAGE);
-	_exit(1);
+	/* The kernel gets the memory error in our place. */
+	cr_assert_eq(write(fd, (uint8_t *)lazy.start + (n - 5) * PAGE, 1), -1);
+	cr_assert_eq(errno, EFAULT);
+	pageferry_lazy_close(l);
+	pageferry_server_free(s);
+	munmap(source.start, bytes);
+	munmap(lazy.start, bytes);
+	close(fd);
 }
 
-Test(engine_loss, a_lost_page_is_poisoned_where_that_is_wanted, .signal = SIGBUS)
+Test(engine_loss, a_lost_page_is_poisoned_where_that_is_wanted)
 {
 	touch_lost_page(PAGEFERRY_POISON_LOST);
 }
 
-Test(engine_loss, the_same_without_checksums, .signal = SIGBUS)
+Test(engine_loss, the_same_without_checksums)
 {
 	touch_lost_page(PAGEFERRY_POISON_LOST | PAGEFERRY_NO_CHECKSUM);
 }

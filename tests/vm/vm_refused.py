@@ -41,13 +41,13 @@ def private_ram_at_source(lab):
 
 
 def private_ram_at_target(lab):
-    target = lab.start("target", {"mem": "256M", "native-ram": True})
+    target = lab.start("target", {"mem": "128M", "native-ram": True})
     refused_target(lab, target, "private to QEMU", "memory-backend-memfd", "share=on")
 
 
 def ram_of_another_size(lab):
     source = lab.guest()
-    refused_by_target(lab, source, lab.target(source, mem="288M"), "256 MiB on the source",
+    refused_by_target(lab, source, lab.target(source, mem="288M"), "128 MiB on the source",
                       "288 MiB on the target", "-m")
 
 

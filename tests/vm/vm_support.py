@@ -433,7 +433,7 @@ def main(cases, options=None):
     """Runs all cases, or those that are named."""
     p = argparse.ArgumentParser()
     p.add_argument("--tap", help="file for the results")
-    p.add_argument("--mem", default="256M", help="guest RAM")
+    p.add_argument("--mem", default="128M", help="guest RAM")
     p.add_argument("program")
     p.add_argument("names", nargs="*", metavar="CASE")
     if options:
