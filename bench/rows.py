@@ -384,7 +384,7 @@ class Delay20(Delay):
 class Guest(Group):
     """The same Linux guest, moved by Pageferry and by QEMU's own post-copy, as the guest sees it."""
 
-    rounds, quick_rounds, warms = 5, 1, False  # each guest is booted anew
+    rounds, quick_rounds, warms = 4, 1, False  # each guest is booted anew
 
     def prepare(self):
         why = vm.missing()

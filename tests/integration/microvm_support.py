@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 
 ANSWER_S = 120
 PIECE = 65536
@@ -78,9 +79,20 @@ class Forwarder:
         self.here = 0
         self.open(None)
 
+    def listen(self):
+        """On the port of before, which meanwhile may be the own one of somebody's connection for a moment."""
+        end = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                return socket.create_server(("127.0.0.1", self.here))
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+
     def open(self, cut_after):
         self.left = self.left if cut_after is None else cut_after
-        self.listener = socket.create_server(("127.0.0.1", self.here))
+        self.listener = self.listen()
         self.here = self.listener.getsockname()[1]
         self.was_cut.clear()
         threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
