@@ -98,6 +98,7 @@ struct ferry_target {
 	uint32_t n_regions;
 	uint32_t n_registered; /* the first so many */
 	bool abandoned;
+	bool adopts; /* took over from one that was killed */
 	uint64_t max_bytes_per_second;
 	struct ferry_tls *tls; /* borrowed; NULL: plain connections */
 	const struct ferry_log *log;

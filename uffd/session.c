@@ -680,8 +680,9 @@ static void session_run(struct session *s)
 		if (!rc)
 			rc = run_link(s);
 		ferry_engine_link_close(&s->link);
-		/* The rest may have been discarded while there was no link. */
-		if (t->opened && ferry_pager_is_complete(&t->pager))
+		/* The rest may have been discarded while there was no link; or the one before us had
+		 * everything, and the source, which knows that, never comes again. */
+		if ((t->opened || t->adopts) && ferry_pager_is_complete(&t->pager))
 			let_go(s);
 		if (s->differs || (s->unregistered && t->verify && !s->verified &&
 				   ++attempts == VERIFY_ATTEMPTS)) {

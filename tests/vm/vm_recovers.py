@@ -78,6 +78,24 @@ def migrate_killed_once_the_target_is_released(lab):
     assert "nothing to resume" in lab.run("migrate", "--qmp", move.target.qmp, "--resume").end(1)["error"]
 
 
+def receive_killed_once_the_source_knows_that_it_has_all(lab):
+    """The source has ended, and comes no more: there is nothing to wait for."""
+    move = Move(lab)
+    gate = move.link.hold("Released")
+    move.begin()
+    gate.wait(LIMIT_S)
+    move.migrate.kill()
+    move.receive.kill()
+    gate.open(forward=False)
+    lab.run("migrate", "--qmp", move.source.qmp, "--resume").end(0)
+    lab.recover(move.target, "--recover").end(0)
+    move.target.works()
+    move.target.verify()
+    assert move.source.status() == "postmigrate", move.source.status()
+    lab.current = move.target
+    lab.retire(move.source)
+
+
 def both_are_killed_and_recovered(lab):
     move = Move(lab)
     gate = move.until_pushing()
@@ -212,7 +230,7 @@ def supervised_commands_go_on_by_themselves(lab):
 
 CASES = {f.__name__: f for f in (
     receive_is_recovered, receive_is_recovered_again_and_again, migrate_is_resumed, both_are_killed_and_recovered,
-    migrate_killed_once_the_target_is_released,
+    migrate_killed_once_the_target_is_released, receive_killed_once_the_source_knows_that_it_has_all,
     migrate_killed_between_commit_and_its_answer, receive_killed_before_commit_is_read,
     migrate_killed_before_the_commit_runs_the_guest_on, nothing_to_go_on_with_is_refused,
     a_second_migration_is_refused, cancelling_after_the_commit_is_refused,
