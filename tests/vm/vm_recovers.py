@@ -58,6 +58,15 @@ def migrate_is_resumed(lab):
     move.arrived(resumes=None)
 
 
+def resume_ends(lab, qmp):
+    """Nobody comes any more. Who was killed in the very end may have taken its record away before."""
+    again = lab.run("migrate", "--qmp", qmp, "--resume")
+    try:
+        again.end(0)
+    except AssertionError:
+        assert "nothing to resume" in again.last["error"], again.last
+
+
 def migrate_killed_once_the_target_is_released(lab):
     """There is nobody left to dial. The record says that all is well."""
     move = Move(lab)
@@ -68,7 +77,7 @@ def migrate_killed_once_the_target_is_released(lab):
     gate.open()
     move.receive.end(0)
     move.link.close()
-    lab.run("migrate", "--qmp", move.source.qmp, "--resume").end(0)
+    resume_ends(lab, move.source.qmp)
     move.target.works()
     move.target.verify()
     assert move.source.status() == "postmigrate", move.source.status()
@@ -87,7 +96,7 @@ def receive_killed_once_the_source_knows_that_it_has_all(lab):
     move.migrate.kill()
     move.receive.kill()
     gate.open(forward=False)
-    lab.run("migrate", "--qmp", move.source.qmp, "--resume").end(0)
+    resume_ends(lab, move.source.qmp)
     lab.recover(move.target, "--recover").end(0)
     move.target.works()
     move.target.verify()
