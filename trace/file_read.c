@@ -94,12 +94,16 @@ static bool is_text(const char *text, size_t size)
 
 static int take_region(struct ferry_trace_log *log, const struct ferry_trace_record *rec)
 {
-	const struct ferry_trace_region *d = &rec->desc;
+	const struct ferry_trace_region *d = &rec->desc, *was;
 
 	if (rec->region >= log->n_regions || d->n_pages > UINT64_C(1) << 40 || !d->page_bytes ||
 	    !is_text(d->name, sizeof(d->name)))
 		return -EPROTO;
-	log->pages_total += d->n_pages - log->regions[rec->region].n_pages;
+	/* Its name may come later; what came before was checked against its size. */
+	was = &log->regions[rec->region];
+	if (was->page_bytes && (was->n_pages != d->n_pages || was->page_bytes != d->page_bytes))
+		return -EPROTO;
+	log->pages_total += d->n_pages - was->n_pages;
 	log->regions[rec->region] = *d;
 	return 0;
 }
