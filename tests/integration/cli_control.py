@@ -7,7 +7,7 @@ import socket
 import stat
 import sys
 
-from cli_support import PAGE, Holder, Run, Serve, Skip, content, json_lines, main, need_root, run
+from cli_support import PAGE, Holder, Run, Serve, Skip, content, json_lines, main, need_root, run, wait_for
 
 
 def default_folder():
@@ -58,6 +58,9 @@ def running_commands_are_listed(folder):
         with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address,
                  "--max-rate", "64K") as a:
             a.event("progress")
+            # What a command says of itself is as old as its last look.
+            wait_for("the server counts the session", lambda: any(
+                o.get("sessions") for o in status_json()[1] if o.get("pid") == s.pid))
             code, lines, _ = status_json()
             assert code == 0 and lines[-1]["event"] == "completed", lines
             mine = {o["pid"]: o for o in lines[:-1] if o["pid"] in (a.pid, s.pid)}
