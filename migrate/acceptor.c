@@ -58,6 +58,7 @@ struct ferry_acceptor {
 	const struct ferry_log *log;
 	int stop_fd, ready_fd; /* owned: eventfds */
 	pthread_t thread;
+	bool running; /* it is to be joined */
 	struct ferry_arena arena;
 	struct slot slots[FERRY_ACCEPTOR_MAX_PENDING];
 
@@ -319,8 +320,8 @@ static void *run(void *arg)
 	}
 }
 
-int ferry_acceptor_start(struct ferry_acceptor **out, int listen_fd, struct ferry_tls *tls,
-			 const struct ferry_log *log, struct ferry_failure *f)
+int ferry_acceptor_new(struct ferry_acceptor **out, int listen_fd, struct ferry_tls *tls,
+		       const struct ferry_log *log, struct ferry_failure *f)
 {
 	struct ferry_acceptor *a = calloc(1, sizeof(*a));
 	int rc;
@@ -337,23 +338,27 @@ int ferry_acceptor_start(struct ferry_acceptor **out, int listen_fd, struct ferr
 	rc = a->stop_fd < 0 || a->ready_fd < 0 ? -errno : ferry_arena_init(&a->arena);
 	if (!rc)
 		rc = ferry_gate_open(&a->gate, listen_fd, tls, log, f);
-	if (!rc)
-		rc = -pthread_create(&a->thread, NULL, run, a);
 	if (rc < 0) {
-		ferry_close(a->stop_fd);
-		a->stop_fd = -1;
-		ferry_acceptor_stop(a);
+		ferry_acceptor_free(a);
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "acceptor");
 	}
 	*out = a;
 	return 0;
 }
 
-void ferry_acceptor_stop(struct ferry_acceptor *a)
+int ferry_acceptor_start(struct ferry_acceptor *a, struct ferry_failure *f)
+{
+	int rc = -pthread_create(&a->thread, NULL, run, a);
+
+	a->running = !rc;
+	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "acceptor") : 0;
+}
+
+void ferry_acceptor_free(struct ferry_acceptor *a)
 {
 	if (!a)
 		return;
-	if (a->stop_fd >= 0) { /* else there is no thread */
+	if (a->running) {
 		(void)!write(a->stop_fd, &(uint64_t){1}, sizeof(uint64_t));
 		pthread_join(a->thread, NULL);
 	}

@@ -19,16 +19,20 @@ struct ferry_acceptor;
 #define FERRY_ACCEPTOR_MAX_PENDING 32u
 
 /**
- * ferry_acceptor_start() - begin to accept
- * @listen_fd: non-blocking; borrowed until _stop
- * @tls:       borrowed until _stop; NULL for plain connections
+ * ferry_acceptor_new() - set up; who connects has to wait until _start
+ * @listen_fd: non-blocking; borrowed until _free
+ * @tls:       borrowed until _free; NULL for plain connections
  * Errors: negative errno (REFUSE) in @f.
  */
-int ferry_acceptor_start(struct ferry_acceptor **out, int listen_fd, struct ferry_tls *tls,
-			 const struct ferry_log *log, struct ferry_failure *f);
+int ferry_acceptor_new(struct ferry_acceptor **out, int listen_fd, struct ferry_tls *tls,
+		       const struct ferry_log *log, struct ferry_failure *f);
+
+/* Begin to accept. Who takes over a session reserves its seat and sets its target before: the peer, which
+ * dials all the time, would take a refusal for the last word. Errors: as above. */
+int ferry_acceptor_start(struct ferry_acceptor *a, struct ferry_failure *f);
 
 /* Ends the thread and closes what was not handed on. NULL is fine. */
-void ferry_acceptor_stop(struct ferry_acceptor *a);
+void ferry_acceptor_free(struct ferry_acceptor *a);
 
 /* Readable while a switchover connection waits to be taken. */
 int ferry_acceptor_fd(const struct ferry_acceptor *a);

@@ -442,7 +442,7 @@ static void fini(struct ferry_switch_target *s)
 	if (s->kept)
 		munmap(s->kept, s->kept_bytes);
 	ferry_uffd_close(&s->uffd);
-	ferry_acceptor_stop(s->acceptor);
+	ferry_acceptor_free(s->acceptor);
 	ferry_channel_close(&s->link);
 	ferry_close(s->load_fd);
 	ferry_close(s->load_peer_fd);

@@ -201,8 +201,11 @@ enum ferry_switch_event ferry_target_side_check(struct ferry_switch_target *s)
 		ferry_fail_prefix(&s->why, "target");
 		return event;
 	}
-	rc = ferry_acceptor_start(&s->acceptor, s->config->listen_fd, s->config->tls,
-				  s->config->log, &s->why);
+	rc = ferry_acceptor_new(&s->acceptor, s->config->listen_fd, s->config->tls, s->config->log,
+				&s->why);
+	/* Who takes over starts it once the target is there: see adopt(). */
+	if (!rc && event == FERRY_EV_CHECKED)
+		rc = ferry_acceptor_start(s->acceptor, &s->why);
 	if (rc < 0)
 		return event == FERRY_EV_CHECKED ? FERRY_EV_FAILED : FERRY_EV_ORPHAN_LEFT;
 	ferry_watch_add(&s->watch, ferry_acceptor_fd(s->acceptor), FERRY_WATCH_ACCEPTOR);
@@ -345,7 +348,7 @@ static enum ferry_switch_event adopt(struct ferry_switch_target *s)
 		return FERRY_EV_FAILED;
 	ferry_acceptor_reserve(s->acceptor, &s->entry.session);
 	ferry_acceptor_set_target(s->acceptor, s->target);
-	return FERRY_EV_NOTHING;
+	return ferry_acceptor_start(s->acceptor, &s->why) < 0 ? FERRY_EV_FAILED : FERRY_EV_NOTHING;
 }
 
 static int send_simple(struct ferry_switch_target *s, enum ferry_frame_type type)

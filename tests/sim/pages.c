@@ -85,6 +85,7 @@ struct world {
 	struct ferry_target t;
 	struct ferry_memory_pipe pipe;
 	bool alive, target_open, complete;
+	bool given_up; /* the connection of target_epoch broke before it was open */
 	uint32_t target_epoch, next_epoch;
 	uint64_t last_arrival[4]; /* keeps each connection in order */
 	struct ferry_page_request ask;
@@ -586,7 +587,7 @@ static void target_begins(void *ctx, void *arg, uint64_t epoch)
 	uint8_t *bits = calloc(N_REGIONS, MAX_PAGES);
 
 	(void)arg;
-	if (!w->alive || w->target_epoch != epoch || w->target_open || !bits) {
+	if (!w->alive || w->target_epoch != epoch || w->target_open || w->given_up || !bits) {
 		free(bits);
 		return;
 	}
@@ -638,6 +639,7 @@ static void target_dials(void *ctx, void *arg, uint64_t n)
 	if (!w->alive || w->target_open || w->complete)
 		return;
 	w->target_epoch = w->next_epoch++;
+	w->given_up = false;
 	sim_after(&w->clock, delay, source_hello, NULL, w->target_epoch);
 	/* The same Hello once more, late: of a connection that was given up. */
 	if (sim_once_in(&w->clock, 3))
@@ -650,8 +652,12 @@ static void target_notices(void *ctx, void *arg, uint64_t epoch)
 	struct world *w = ctx;
 
 	(void)arg;
-	if (!w->alive || !w->target_open || w->target_epoch != epoch)
+	if (!w->alive || w->target_epoch != epoch)
 		return;
+	if (!w->target_open) {
+		w->given_up = true; /* it dials again by itself */
+		return;
+	}
 	w->target_open = false;
 	sim_after(&w->clock, 50 * US, target_dials, NULL, 0);
 }

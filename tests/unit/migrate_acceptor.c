@@ -20,7 +20,8 @@ struct door {
 	int listen_fd;
 };
 
-static void open_door(struct door *d)
+/* Nobody is let in yet. */
+static void build_door(struct door *d)
 {
 	struct ferry_failure f = {0};
 	struct ferry_addr any;
@@ -29,12 +30,20 @@ static void open_door(struct door *d)
 	d->listen_fd = ferry_net_listen(&any, &f);
 	cr_assert_geq(d->listen_fd, 0, "%s", f.text);
 	cr_assert_eq(ferry_net_local(d->listen_fd, &any, &d->addr), 0);
-	cr_assert_eq(ferry_acceptor_start(&d->acceptor, d->listen_fd, NULL, NULL, &f), 0, "%s", f.text);
+	cr_assert_eq(ferry_acceptor_new(&d->acceptor, d->listen_fd, NULL, NULL, &f), 0, "%s", f.text);
+}
+
+static void open_door(struct door *d)
+{
+	struct ferry_failure f = {0};
+
+	build_door(d);
+	cr_assert_eq(ferry_acceptor_start(d->acceptor, &f), 0, "%s", f.text);
 }
 
 static void close_door(struct door *d)
 {
-	ferry_acceptor_stop(d->acceptor);
+	ferry_acceptor_free(d->acceptor);
 	close(d->listen_fd);
 }
 
@@ -192,6 +201,28 @@ Test(acceptor, a_reserved_seat_is_for_one_session)
 	expect_error(say(&d, &other), FERRY_ERROR_BUSY, "another source");
 	fd = say(&d, &mine);
 	close(take(&d, &got));
+	close(fd);
+	close_door(&d);
+}
+
+/* A source that dials all the time must not be refused by one that is about to take over. */
+Test(acceptor, who_comes_early_waits)
+{
+	struct ferry_hello pages = hello(FERRY_ROLE_CONTROL, 1, 0);
+	struct ferry_hello mine = hello(FERRY_ROLE_SWITCHOVER, 1, 1), got;
+	struct ferry_failure f = {0};
+	int early, fd;
+	struct door d;
+
+	build_door(&d);
+	early = say(&d, &pages);
+	fd = say(&d, &mine);
+	cr_assert_eq(ferry_net_wait(early, POLLIN, 200, -1), -ETIMEDOUT);
+	ferry_acceptor_reserve(d.acceptor, &mine.session);
+	cr_assert_eq(ferry_acceptor_start(d.acceptor, &f), 0, "%s", f.text);
+	close(take(&d, &got));
+	cr_assert_eq(got.epoch, 1);
+	expect_error(early, FERRY_ERROR_SESSION, "no switchover");
 	close(fd);
 	close_door(&d);
 }

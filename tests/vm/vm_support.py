@@ -138,6 +138,12 @@ class Command:
 
     def dispose(self):
         if self.process.poll() is None:
+            # One that is supervised outlives its supervisor.
+            with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as f:
+                children = [int(pid) for pid in f.read().split()]
+            self.process.kill()
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
             self.kill()
         self.process.stdout.close()
         self.process.stderr.close()
