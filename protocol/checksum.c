@@ -4,7 +4,11 @@
 #include <string.h>
 
 #define XXH_STATIC_LINKING_ONLY /* the state's size */
+#ifdef FERRY_XXHASH_DISPATCH
+#include <xxh_x86dispatch.h>
+#else
 #include <xxhash.h>
+#endif
 
 _Static_assert(sizeof(XXH3_state_t) <= FERRY_CHECKSUM_STATE_BYTES, "room for the state");
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A micro-VM's processes, driven by lines, and a forwarder between them that can be cut."""
 import ctypes
+import random
 import select
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 
 ANSWER_S = 120
 PIECE = 65536
+PORTS = (20000, 32768)  # below what Linux gives to connections
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
@@ -76,19 +78,18 @@ class Forwarder:
         self.was_cut = threading.Event()
         self.lock = threading.Lock()
         self.pairs = []
-        self.here = 0
+        self.here = None
         self.open(None)
 
     def listen(self):
-        """On the port of before, which meanwhile may be the own one of somebody's connection for a moment."""
-        end = time.monotonic() + ANSWER_S
+        """On the port of before. It is none that the kernel gives to connections: then it might be taken meanwhile."""
+        if self.here:
+            return socket.create_server(("127.0.0.1", self.here))
         while True:
             try:
-                return socket.create_server(("127.0.0.1", self.here))
+                return socket.create_server(("127.0.0.1", random.randrange(*PORTS)))
             except OSError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.05)
+                pass
 
     def open(self, cut_after):
         self.left = self.left if cut_after is None else cut_after
