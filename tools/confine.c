@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include "base/util.h"
+#include "uffd/kernel.h"
 
 #define UFFDIO_GROUP   0xaa00u /* all ioctls of a userfaultfd: _IO(0xaa, ...) */
 #define IOC_GROUP_MASK 0xff00u
@@ -190,7 +191,7 @@ static const char *const newer[] = {
 
 /* The C library has its own names for the rest of a terminal: what is asked of one is its kind and
  * its size. */
-static const unsigned long ioctls[] = {TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO};
+static const unsigned long ioctls[] = {TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, PAGEMAP_SCAN};
 
 static const int families[] = {AF_UNIX, AF_INET, AF_INET6, AF_NETLINK};
 

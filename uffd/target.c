@@ -3,9 +3,7 @@
 #include "uffd/target.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -18,6 +16,7 @@
 #include "base/net.h"
 #include "base/util.h"
 #include "uffd/engine.h"
+#include "uffd/present.h"
 
 /* How many holes are given back to the kernel early. Each may split a mapping in three; the kernel
  * allows 65530 mappings a process, and the VMM needs some itself. */
@@ -30,9 +29,6 @@
 #define FAULT_SLOTS   32768u
 #define BULK_SLOTS    8192u
 
-#define PAGEMAP_PRESENT (UINT64_C(1) << 63)
-#define PAGEMAP_SWAPPED (UINT64_C(1) << 62)
-#define PAGEMAP_CHUNK	4096u /* entries a read */
 
 void ferry_engine_kick(int eventfd)
 {
@@ -116,54 +112,38 @@ void ferry_engine_offer_urgent(struct ferry_target *t, int fd,
 
 /* --- set up ------------------------------------------------------------------------------------ */
 
-/* Marks what is present already. Source: Documentation/admin-guide/mm/pagemap.rst */
-static int find_present(struct ferry_target *t, uint32_t id, int pagemap_fd)
+/* Marks what is present already. */
+static int find_present(struct ferry_target *t, uint32_t id, struct ferry_present *p)
 {
-	const struct ferry_region_desc *d = &t->regions[id].info.desc;
-	uint64_t entries_a_page = d->page_bytes / FERRY_PAGE_SIZE_DEFAULT;
-	uint64_t at = atomic_load(&t->regions[id].start) / FERRY_PAGE_SIZE_DEFAULT;
-	uint64_t n_entries = d->n_pages * entries_a_page;
-	_cleanup_free_ uint64_t *entries = malloc(PAGEMAP_CHUNK * sizeof(*entries));
+	uint64_t start = atomic_load(&t->regions[id].start), from, to;
+	uint64_t page_bytes = t->regions[id].info.desc.page_bytes;
+	int rc;
 
-	if (!entries)
-		return -ENOMEM;
-	for (uint64_t done = 0; done < n_entries;) {
-		uint64_t want = FERRY_MIN(n_entries - done, (uint64_t)PAGEMAP_CHUNK);
-		ssize_t n = pread(pagemap_fd, entries, want * sizeof(*entries),
-				  (off_t)((at + done) * sizeof(*entries)));
+	ferry_present_begin(p, start, t->regions[id].bytes);
+	while ((rc = ferry_present_next(p, &from, &to)) > 0) {
+		struct ferry_run run = {.region = id, .first_page = (from - start) / page_bytes};
 
-		if (n <= 0)
-			return n ? -errno : -EIO;
-		for (uint64_t i = 0; i < (uint64_t)n / sizeof(*entries); i++) {
-			struct ferry_run run = {.region = id,
-						.first_page = (done + i) / entries_a_page,
-						.n_pages = 1};
-
-			if (entries[i] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED))
-				atomic_fetch_add(&t->counters.pages_present,
-						 ferry_pager_placed(&t->pager, &run));
-		}
-		done += (uint64_t)n / sizeof(*entries);
+		run.n_pages = (uint32_t)((to - start + page_bytes - 1) / page_bytes - run.first_page);
+		atomic_fetch_add(&t->counters.pages_present, ferry_pager_placed(&t->pager, &run));
 	}
-	return 0;
+	return rc;
 }
 
 static int find_all_present(struct ferry_target *t, struct ferry_failure *f)
 {
-	_cleanup_close_ int fd = -1;
-	char path[64];
+	struct ferry_present p;
+	int rc = ferry_present_open(&p, t->uffd.pid);
 
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)t->uffd.pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "%s", path);
-	for (uint32_t i = 0; i < t->n_regions; i++) {
-		int rc = find_present(t, i, fd);
-
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "/proc/%d/pagemap", (int)t->uffd.pid);
+	for (uint32_t i = 0; i < t->n_regions && !rc; i++) {
+		rc = find_present(t, i, &p);
 		if (rc < 0)
-			return ferry_fail_errno(f, FERRY_REFUSE, rc, "region %u: reading %s", i, path);
+			ferry_fail_errno(f, FERRY_REFUSE, rc, "region %u: reading /proc/%d/pagemap", i,
+					 (int)t->uffd.pid);
 	}
-	return 0;
+	ferry_present_close(&p);
+	return rc;
 }
 
 /* What is in a region's file is present, mapped or not. */

@@ -79,26 +79,34 @@ class Forwarder:
         self.lock = threading.Lock()
         self.pairs = []
         self.here = None
+        self.n_opened = 0
         self.open(None)
 
     def listen(self):
-        """On the port of before. It is none that the kernel gives to connections: then it might be taken meanwhile."""
-        if self.here:
-            return socket.create_server(("127.0.0.1", self.here))
+        """
+        On the port of before, which is ours until accept() has returned. It is none that the kernel gives to
+        connections: then it might be taken meanwhile.
+        """
+        end = time.monotonic() + ANSWER_S
         while True:
             try:
-                return socket.create_server(("127.0.0.1", random.randrange(*PORTS)))
+                return socket.create_server(("127.0.0.1", self.here or random.randrange(*PORTS)))
             except OSError:
-                pass
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     def open(self, cut_after):
-        self.left = self.left if cut_after is None else cut_after
-        self.listener = self.listen()
-        self.here = self.listener.getsockname()[1]
-        self.was_cut.clear()
-        threading.Thread(target=self.accept, args=(self.listener,), daemon=True).start()
+        listener = self.listen()
+        with self.lock:
+            self.left = self.left if cut_after is None else cut_after
+            self.listener = listener
+            self.here = listener.getsockname()[1]
+            self.was_cut.clear()
+            n = self.n_opened = self.n_opened + 1
+        threading.Thread(target=self.accept, args=(listener, n), daemon=True).start()
 
-    def accept(self, listener):
+    def accept(self, listener, n):
         while True:
             try:
                 a, _ = listener.accept()
@@ -106,20 +114,26 @@ class Forwarder:
                 return
             b = socket.create_connection(("127.0.0.1", self.port))
             with self.lock:
-                self.pairs += [a, b]
+                is_late = n != self.n_opened or self.was_cut.is_set()
+                if not is_late:
+                    self.pairs += [a, b]
+            if is_late:
+                a.close()
+                b.close()
+                return
             for x, y, counts in ((a, b, False), (b, a, True)):
-                threading.Thread(target=self.pump, args=(x, y, counts), daemon=True).start()
+                threading.Thread(target=self.pump, args=(x, y, counts, n), daemon=True).start()
 
-    def pump(self, a, b, counts):
+    def pump(self, a, b, counts, n):
         try:
             while data := a.recv(PIECE):
                 b.sendall(data)
                 if counts:
                     with self.lock:
-                        self.left -= len(data)
+                        self.left -= len(data) if n == self.n_opened else 0
                         over = self.left <= 0
                     if over:
-                        self.cut()
+                        self.cut(n)
         except OSError:
             pass
         for s in (a, b):
@@ -128,15 +142,17 @@ class Forwarder:
             except OSError:
                 pass
 
-    def cut(self):
-        """Break all connections, and take no new ones until open()."""
+    def cut(self, n=None):
+        """Break all connections, and take no new ones until open(). @n: only those since it was opened so often."""
         with self.lock:
-            pairs, self.pairs = self.pairs, []
+            if self.was_cut.is_set() or n not in (None, self.n_opened):
+                return
+            ends, self.pairs = [self.listener, *self.pairs], []
+            self.was_cut.set()
         # A listener is woken from accept() by shutdown() only.
-        for s in [self.listener, *pairs]:
+        for s in ends:
             try:
                 s.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
             s.close()
-        self.was_cut.set()
