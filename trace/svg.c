@@ -4,6 +4,7 @@
 #include <math.h>
 
 #define TICK_ROOM  24
+#define MAX_TICKS  64
 #define TICK_SIZE  11.0
 #define LABEL_SIZE 12.0
 #define TITLE_SIZE 14.0
@@ -141,17 +142,17 @@ static double tick_step(const struct ferry_axis *a)
 	return (part < 1.5 ? 1 : part < 3.5 ? 2 : part < 7.5 ? 5 : 10) * power;
 }
 
-/* The first tick, and the one behind @v. */
-static double tick_first(const struct ferry_axis *a)
+/* The @i-th tick. Return: false behind the last one. */
+static bool tick(const struct ferry_axis *a, int i, double *v)
 {
-	if (a->is_log)
-		return pow(10, ceil(log10(a->low) - 1e-9));
-	return ceil(a->low / tick_step(a) - 1e-9) * tick_step(a);
-}
+	double before = *v;
 
-static double tick_next(const struct ferry_axis *a, double v)
-{
-	return a->is_log ? v * 10 : v + tick_step(a);
+	if (a->is_log)
+		*v = pow(10, ceil(log10(a->low) - 1e-9) + i);
+	else
+		*v = (ceil(a->low / tick_step(a) - 1e-9) + i) * tick_step(a);
+	/* Numbers so large that a step is lost in them have no ticks that could be told apart. */
+	return *v <= a->high * (1 + 1e-9) && i < MAX_TICKS && (!i || *v > before);
 }
 
 void ferry_panel_h_axis(FILE *to, const struct ferry_panel *p, const char *label,
@@ -159,8 +160,9 @@ void ferry_panel_h_axis(FILE *to, const struct ferry_panel *p, const char *label
 {
 	const struct ferry_axis *a = &p->h_axis;
 	char text[TICK_ROOM];
+	double v = 0;
 
-	for (double v = tick_first(a); v <= a->high * (1 + 1e-9); v = tick_next(a, v)) {
+	for (int i = 0; tick(a, i, &v); i++) {
 		double x = ferry_axis_at(a, v);
 
 		ferry_svg_line(to, x, p->y, x, p->y + p->h, FERRY_PALE, 0.7);
@@ -176,8 +178,9 @@ void ferry_panel_v_axis(FILE *to, const struct ferry_panel *p, const char *label
 {
 	const struct ferry_axis *a = &p->v_axis;
 	char text[TICK_ROOM];
+	double v = 0;
 
-	for (double v = tick_first(a); v <= a->high * (1 + 1e-9); v = tick_next(a, v)) {
+	for (int i = 0; tick(a, i, &v); i++) {
 		double y = ferry_axis_at(a, v);
 
 		ferry_svg_line(to, p->x, y, p->x + p->w, y, FERRY_PALE, 0.7);
