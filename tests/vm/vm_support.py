@@ -4,6 +4,7 @@
 A test file is run as a Criterion program is: [--tap=FILE] PAGEFERRY [OPTION...] [CASE...]. Its cases
 share a booted guest, which after each move is in another QEMU; a case that fails takes it along.
 """
+import contextlib
 import argparse
 import ctypes
 import json
@@ -143,7 +144,8 @@ class Command:
                 children = [int(pid) for pid in f.read().split()]
             self.process.kill()
             for pid in children:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.kill()
         self.process.stdout.close()
         self.process.stderr.close()
