@@ -4,8 +4,8 @@
 A test file is run as a Criterion program is: [--tap=FILE] PAGEFERRY [OPTION...] [CASE...]. Its cases
 share a booted guest, which after each move is in another QEMU; a case that fails takes it along.
 """
-import contextlib
 import argparse
+import contextlib
 import ctypes
 import json
 import os
