@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/util.h"
+
 int ferry_bitmap_init(struct ferry_bitmap *b, size_t n_bits)
 {
 	size_t n_words = ferry_bitmap_n_words(n_bits);
@@ -92,6 +94,17 @@ size_t ferry_bitmap_next_set(const struct ferry_bitmap *b, size_t from, size_t e
 size_t ferry_bitmap_next_clear(const struct ferry_bitmap *b, size_t from, size_t end)
 {
 	return next(b, from, end, ~UINT64_C(0));
+}
+
+size_t ferry_bitmap_next_clear_run(const struct ferry_bitmap *b, size_t from, size_t end,
+				   size_t max, size_t *to)
+{
+	size_t first = ferry_bitmap_next_clear(b, from, end);
+
+	*to = first == end
+		      ? end
+		      : ferry_bitmap_next_set(b, first + 1, first + FERRY_MIN(max, end - first));
+	return first;
 }
 
 size_t ferry_bitmap_prev_clear(const struct ferry_bitmap *b, size_t from, size_t begin)

@@ -62,6 +62,14 @@ size_t ferry_bitmap_clear_range(struct ferry_bitmap *b, size_t first, size_t n);
 size_t ferry_bitmap_next_set(const struct ferry_bitmap *b, size_t from, size_t end);
 size_t ferry_bitmap_next_clear(const struct ferry_bitmap *b, size_t from, size_t end);
 
+/*
+ * The next run of clear bits at or after @from and below @end, no longer than @max: from the value
+ * returned to below @to; both are @end when there is none. A run that was found has a bit at least,
+ * whatever other threads set meanwhile: two searches, one for each end, could come out empty.
+ */
+size_t ferry_bitmap_next_clear_run(const struct ferry_bitmap *b, size_t from, size_t end,
+				   size_t max, size_t *to);
+
 /* Return: the last clear bit below @from and at or after @begin, or SIZE_MAX. */
 size_t ferry_bitmap_prev_clear(const struct ferry_bitmap *b, size_t from, size_t begin);
 

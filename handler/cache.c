@@ -148,12 +148,11 @@ static void want(struct ferry_cache *c, const struct ferry_run *run)
 	uint64_t end = run->first_page + run->n_pages;
 
 	for (uint64_t p = run->first_page; p < end;) {
-		struct ferry_run missing = {.first_page =
-						    ferry_bitmap_next_clear(&c->wanted, p, end)};
+		struct ferry_run missing = {
+			.first_page = ferry_bitmap_next_clear_run(&c->wanted, p, end, end, &p)};
 
 		if (missing.first_page == end)
 			return;
-		p = ferry_bitmap_next_set(&c->wanted, missing.first_page, end);
 		missing.n_pages = (uint32_t)(p - missing.first_page);
 		ferry_bitmap_set_range(&c->wanted, missing.first_page, missing.n_pages);
 		/* No room: whoever wants it asks again when something has arrived. */

@@ -150,16 +150,15 @@ static bool take_ahead(struct ferry_push_order *o, struct pivot *p, uint64_t n,
 		       struct ferry_run *run)
 {
 	const struct ferry_bitmap *sent = &o->sent[p->region];
-	uint64_t limit = p->fault + pages_of(o, p->region, NEAR_BYTES), first;
+	uint64_t limit = p->fault + pages_of(o, p->region, NEAR_BYTES);
+	size_t first, to;
 
 	limit = FERRY_MIN(limit, o->layout.regions[p->region].n_pages);
-	first = ferry_bitmap_next_clear(sent, p->high, limit);
-	if (first >= limit) {
-		p->high = FERRY_MAX(p->high, limit);
+	if (p->high >= limit)
 		return false;
-	}
-	p->high = ferry_bitmap_next_set(sent, first, FERRY_MIN(first + n, limit));
-	return claim(o, p->region, first, p->high, run);
+	first = ferry_bitmap_next_clear_run(sent, p->high, limit, n, &to);
+	p->high = to;
+	return first < limit && claim(o, p->region, first, to, run);
 }
 
 static bool take_behind(struct ferry_push_order *o, struct pivot *p, uint64_t n,
@@ -176,7 +175,7 @@ static bool take_behind(struct ferry_push_order *o, struct pivot *p, uint64_t n,
 	}
 	end = last + 1;
 	first = end > limit + n ? end - n : limit;
-	while ((set = ferry_bitmap_next_set(sent, first, end)) < end)
+	while ((set = ferry_bitmap_next_set(sent, first, last)) < last)
 		first = set + 1;
 	p->low = first;
 	return claim(o, p->region, first, end, run);
@@ -225,14 +224,13 @@ static bool take_sweep(struct ferry_push_order *o, uint32_t max_bytes, struct fe
 		const struct ferry_bitmap *sent = &o->sent[o->sweep_region];
 		uint64_t n_pages = o->layout.regions[o->sweep_region].n_pages;
 		uint64_t n = pages_of(o, o->sweep_region, max_bytes);
-		uint64_t first = ferry_bitmap_next_clear(sent, o->sweep_page, n_pages), end;
+		uint64_t first = ferry_bitmap_next_clear(sent, o->sweep_page, n_pages);
 
-		if (first >= n_pages)
-			continue;
 		/* To the next boundary, so that all that follow are whole. */
-		end = FERRY_MIN(first - first % n + n, n_pages);
-		o->sweep_page = ferry_bitmap_next_set(sent, first, end);
-		return claim(o, o->sweep_region, first, o->sweep_page, run);
+		first = ferry_bitmap_next_clear_run(sent, first, n_pages, n - first % n,
+						    &o->sweep_page);
+		if (first < n_pages)
+			return claim(o, o->sweep_region, first, o->sweep_page, run);
 	}
 	return false;
 }

@@ -253,8 +253,8 @@ static bool next_hole_in(struct ferry_session *s, uint32_t region, struct ferry_
 		first = ferry_bitmap_next_clear(data, s->hole_page, n_pages);
 		end = ferry_bitmap_next_set(data, first,
 					    FERRY_MIN(first + MAX_HOLE_PAGES, n_pages));
-		first = ferry_bitmap_next_clear(sent, first, end);
-		s->hole_page = ferry_bitmap_next_set(sent, first, end);
+		first = ferry_bitmap_next_clear_run(sent, first, end, MAX_HOLE_PAGES,
+						    &s->hole_page);
 		if (first == end)
 			continue;
 		ferry_bitmap_set_range(&s->sent[region], first, s->hole_page - first);
@@ -286,8 +286,7 @@ bool ferry_session_next_of(struct ferry_session *s, struct ferry_run *rest, uint
 	struct ferry_bitmap *sent = &s->sent[rest->region];
 	uint32_t page_bytes = s->pages->layout.regions[rest->region].page_bytes;
 	size_t end = rest->first_page + rest->n_pages, most = FERRY_MAX(max_bytes / page_bytes, 1u);
-	size_t first = ferry_bitmap_next_clear(sent, rest->first_page, end);
-	size_t to = ferry_bitmap_next_set(sent, first, FERRY_MIN(first + most, end));
+	size_t to, first = ferry_bitmap_next_clear_run(sent, rest->first_page, end, most, &to);
 
 	rest->n_pages = (uint32_t)(end - to);
 	rest->first_page = to;
@@ -419,8 +418,8 @@ int ferry_session_cut(struct ferry_session *s, struct ferry_cut *c, uint32_t max
 		return FERRY_CUT_END;
 	n = (int64_t)(ferry_bitmap_next_set(maybe, rest->first_page, end) - rest->first_page);
 	if (!n) {
-		uint64_t hole = ferry_bitmap_next_clear(maybe, rest->first_page, end);
-
+		/* Another thread may find out at any time that the first page is zero. */
+		uint64_t hole = ferry_bitmap_next_clear(maybe, rest->first_page + 1, end);
 		uint32_t n_data = (uint32_t)(hole - rest->first_page);
 
 		if (!c->n_have) {

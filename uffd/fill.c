@@ -117,17 +117,16 @@ static int copy_start(struct ferry_target *t, const struct ferry_run *run, const
 {
 	const struct ferry_bitmap *known = &t->pager.regions[run->region].known;
 	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
-	uint64_t end = run->first_page + run->n_pages, to;
+	size_t end = run->first_page + run->n_pages, first, to;
 	struct ferry_run piece = *run;
 
-	to = ferry_bitmap_next_clear(known, run->first_page, end);
-	if (to > run->first_page) {
-		*placed = (struct ferry_placed){.n_dup = (uint32_t)(to - run->first_page)};
+	first = ferry_bitmap_next_clear_run(known, run->first_page, end, end, &to);
+	if (first > run->first_page) {
+		*placed = (struct ferry_placed){.n_dup = (uint32_t)(first - run->first_page)};
 		atomic_fetch_add_explicit(&t->counters.pages_duplicate, placed->n_dup,
 					  memory_order_relaxed);
 		return 0;
 	}
-	to = ferry_bitmap_next_set(known, run->first_page, end);
 	piece.n_pages = (uint32_t)(to - run->first_page);
 	if (t->regions[run->region].file.fd >= 0)
 		return place_claimed(t, &piece, data, pipe, placed);

@@ -9,11 +9,11 @@ static int poison(struct ferry_target *t, const struct ferry_run *run)
 {
 	const struct ferry_bitmap *known = &t->pager.regions[run->region].known;
 	uint32_t page_bytes = t->regions[run->region].info.desc.page_bytes;
-	uint64_t end = run->first_page + run->n_pages;
+	size_t end = run->first_page + run->n_pages, j;
 	int rc = 0;
 
-	for (uint64_t i = ferry_bitmap_next_clear(known, run->first_page, end); i < end && !rc;) {
-		uint64_t j = ferry_bitmap_next_set(known, i, end);
+	for (size_t i = ferry_bitmap_next_clear_run(known, run->first_page, end, end, &j);
+	     i < end && !rc; i = ferry_bitmap_next_clear_run(known, j, end, end, &j)) {
 		struct ferry_run did = {.region = run->region, .first_page = i};
 		struct ferry_hva at = {atomic_load(&t->regions[run->region].start) + i * page_bytes};
 		struct ferry_placed placed;
@@ -23,7 +23,6 @@ static int poison(struct ferry_target *t, const struct ferry_run *run)
 		if (did.n_pages)
 			ferry_pager_placed(&t->pager, &did);
 		atomic_fetch_add(&t->counters.pages_poisoned, placed.n_new);
-		i = ferry_bitmap_next_clear(known, j, end);
 	}
 	return rc;
 }

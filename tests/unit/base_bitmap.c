@@ -34,6 +34,14 @@ static size_t slow_prev_clear(const struct ferry_bitmap *b, size_t from, size_t 
 	return SIZE_MAX;
 }
 
+static void check_clear_run(const struct ferry_bitmap *b, size_t from, size_t end, size_t max)
+{
+	size_t to, first = ferry_bitmap_next_clear_run(b, from, end, max, &to);
+
+	cr_assert_eq(first, slow_next(b, from, end, false));
+	cr_assert_eq(to, slow_next(b, first, max < end - first ? first + max : end, true));
+}
+
 static void fill_random(struct ferry_bitmap *b, uint64_t *seed, unsigned int density)
 {
 	ferry_bitmap_clear_range(b, 0, b->n_bits);
@@ -137,6 +145,8 @@ Test(bitmap, searches_agree_with_looking_at_each_bit)
 
 					cr_assert_eq(set, slow_next(&b, from, end, true));
 					cr_assert_eq(clear, slow_next(&b, from, end, false));
+					check_clear_run(&b, from, end, end);
+					check_clear_run(&b, from, end, 2);
 					cr_assert_eq(prev, slow_prev_clear(&b, from, end));
 				}
 			}
