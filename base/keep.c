@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "base/cleanup.h"
 
@@ -162,10 +163,38 @@ int ferry_keep_open(struct ferry_keep *k, const char *dir, const char *name,
 	return 0;
 }
 
+/* Where version @version of a record goes, the first to the front: the one before it stays. */
+static off_t place(uint64_t version, size_t bytes)
+{
+	size_t page = (size_t)getpagesize();
+
+	return (off_t)((version - 1) % 2 * ((bytes + page - 1) / page * page));
+}
+
+static uint64_t checksum(struct ferry_keep_head *record, size_t bytes)
+{
+	uint64_t was = record->checksum, sum;
+
+	record->checksum = 0;
+	sum = XXH3_64bits(record, bytes);
+	record->checksum = was;
+	return sum;
+}
+
+static bool read_version(int fd, uint64_t version, struct ferry_keep_head *record, size_t bytes)
+{
+	return pread(fd, record, bytes, place(version, bytes)) == (ssize_t)bytes &&
+	       record->bytes == bytes && !memcmp(record->magic, MAGIC, sizeof(record->magic)) &&
+	       record->checksum == checksum(record, bytes);
+}
+
 static enum ferry_keep_state read_record(int fd, struct ferry_keep_head *record, size_t bytes)
 {
-	if (pread(fd, record, bytes, 0) != (ssize_t)bytes || record->bytes != bytes ||
-	    memcmp(record->magic, MAGIC, sizeof(record->magic)))
+	bool has_odd = read_version(fd, 1, record, bytes);
+	uint64_t odd = has_odd ? record->version : 0;
+
+	if (!(read_version(fd, 2, record, bytes) && record->version > odd) &&
+	    !(has_odd && read_version(fd, 1, record, bytes)))
 		return FERRY_KEEP_EMPTY;
 	return is_there(record) ? FERRY_KEEP_FOUND : FERRY_KEEP_OTHER;
 }
@@ -190,17 +219,35 @@ enum ferry_keep_state ferry_keep_peek(const char *dir, const char *name, void *r
 									    : state;
 }
 
+/* Return: 0, with the version that counts, 0 when there is none; or -ENOMEM. */
+static int newest(int fd, size_t bytes, uint64_t *version)
+{
+	_cleanup_free_ struct ferry_keep_head *record = malloc(bytes);
+
+	if (!record)
+		return -ENOMEM;
+	*version = read_record(fd, record, bytes) == FERRY_KEEP_EMPTY ? 0 : record->version;
+	return 0;
+}
+
 int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid_t pid)
 {
 	struct ferry_keep_head *h = record;
 	size_t done = 0;
+	off_t at;
+	int rc = newest(k->fd, bytes, &h->version);
 
+	if (rc < 0)
+		return rc;
+	at = place(++h->version, bytes);
 	memcpy(h->magic, MAGIC, sizeof(h->magic));
 	h->bytes = (uint32_t)bytes;
 	h->pid = pid;
 	h->started = started(pid);
+	h->checksum = checksum(h, bytes);
 	while (done < bytes) {
-		ssize_t n = pwrite(k->fd, (const char *)record + done, bytes - done, (off_t)done);
+		ssize_t n =
+			pwrite(k->fd, (const char *)record + done, bytes - done, at + (off_t)done);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -214,16 +261,15 @@ int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid
 int ferry_keep_map(const struct ferry_keep *k, size_t record_bytes, size_t bytes, bool fresh,
 		   void **out)
 {
-	size_t page = (size_t)getpagesize(), at = (record_bytes + page - 1) / page * page;
+	off_t at = 2 * place(2, record_bytes);
 	void *map;
 
-	if ((fresh && ftruncate(k->fd, (off_t)record_bytes) < 0) ||
-	    ftruncate(k->fd, (off_t)(at + bytes)) < 0)
+	if ((fresh && ftruncate(k->fd, at) < 0) || ftruncate(k->fd, at + (off_t)bytes) < 0)
 		return -errno;
 	/* What is not there can't be had later without a signal. */
-	if (posix_fallocate(k->fd, (off_t)at, (off_t)bytes))
+	if (posix_fallocate(k->fd, at, (off_t)bytes))
 		return -ENOSPC;
-	map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, (off_t)at);
+	map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, at);
 	if (map == MAP_FAILED)
 		return -errno;
 	*out = map;

@@ -3,7 +3,8 @@
  * Small files for what must outlive our own death, each about one process whose memory we hold. One
  * of us at a time has a file open: the lock goes with its holder, however that ends.
  *
- * They are written by single writes, and flushed, so that a record is whole whenever we are killed.
+ * A record is written beside the one before it, and flushed: whenever we are killed, one of them is
+ * whole, which a checksum tells.
  * By default they lie on a file system in memory: no process outlives its host either, and after a
  * restart of the host there must be no record of one.
  */
@@ -23,6 +24,8 @@ struct ferry_keep_head {
 	uint32_t bytes;	  /* of the record, with this */
 	int32_t pid;	  /* the process that it is about */
 	uint64_t started; /* its start time, which tells processes of the same number apart */
+	uint64_t version; /* the highest that is whole counts */
+	uint64_t checksum; /* of the record, with 0 here */
 };
 
 struct ferry_keep {
@@ -65,7 +68,7 @@ enum ferry_keep_state ferry_keep_peek(const char *dir, const char *name, void *r
 int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid_t pid);
 
 /**
- * ferry_keep_map() - memory that outlives us, behind the record of @record_bytes
+ * ferry_keep_map() - memory that outlives us, behind the records of @record_bytes
  * @fresh: all zero at first; otherwise as the one before us has left it, zero where it had none
  * Errors: negative errno. @out is to be unmapped, @bytes of it, before the file is removed or not.
  */

@@ -71,6 +71,40 @@ Test(keep, what_was_written_is_found_again)
 	cr_assert_eq(ferry_keep_peek(state, "a", &r, sizeof(r)), FERRY_KEEP_EMPTY);
 }
 
+/* Where in the file the record with @value has it. */
+static off_t place_of(int fd, int value)
+{
+	off_t at = (off_t)offsetof(struct record, value);
+	int there = 0;
+
+	cr_assert_eq(pread(fd, &there, sizeof(there), at), sizeof(there));
+	return there == value ? at : at + getpagesize();
+}
+
+Test(keep, killed_in_the_middle_of_a_write_the_record_before_counts)
+{
+	struct record r = {0};
+	struct ferry_keep k;
+
+	keep("a", 5, getpid());
+	for (int value = 6; value < 9; value++) {
+		int half = 77;
+
+		keep("a", value, getpid());
+		open_it(&k, "a");
+		cr_assert_eq(ferry_keep_read(&k, &r, sizeof(r)), FERRY_KEEP_FOUND);
+		cr_assert_eq(r.value, value);
+		cr_assert_eq(pwrite(k.fd, &half, sizeof(half), place_of(k.fd, value)),
+			     sizeof(half));
+		cr_assert_eq(ferry_keep_read(&k, &r, sizeof(r)), FERRY_KEEP_FOUND);
+		cr_assert_eq(r.value, value - 1);
+		ferry_keep_close(&k, false);
+		keep("a", value, getpid());
+	}
+	open_it(&k, "a");
+	ferry_keep_close(&k, true);
+}
+
 Test(keep, one_at_a_time_has_it)
 {
 	struct ferry_failure f = {0};

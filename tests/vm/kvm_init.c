@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The only program of the virtual machine in which the micro-VM has a /dev/kvm: loads the modules,
- * obeys /commands, a line at a time, and says how each ended.
+ * obeys /commands, a line at a time, and says how each ended. Of one that takes too long it says
+ * where its threads are.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +19,7 @@
 #include <unistd.h>
 
 #define MAX_WORDS 32
+#define LIMIT_S	  150
 
 static void mount_all(void)
 {
@@ -39,10 +43,56 @@ static void load(const char *module)
 		close(fd);
 }
 
+static void print_file(const char *path)
+{
+	char text[4096];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof(text));
+
+	if (n > 0)
+		printf("%s: %.*s\n", path, (int)n, text);
+	if (fd >= 0)
+		close(fd);
+}
+
+/* What every thread is doing: it takes too long. */
+static void tell_threads(void)
+{
+	static const char *const what[] = {"comm", "syscall", "stack"};
+	char path[512];
+	glob_t tasks;
+
+	if (glob("/proc/[0-9]*/task/*", 0, NULL, &tasks))
+		return;
+	for (size_t t = 0; t < tasks.gl_pathc; t++) {
+		for (size_t i = 0; i < sizeof(what) / sizeof(what[0]); i++) {
+			snprintf(path, sizeof(path), "%s/%s", tasks.gl_pathv[t], what[i]);
+			print_file(path);
+		}
+	}
+	globfree(&tasks);
+}
+
+static int wait_for(pid_t child)
+{
+	int status;
+
+	for (int i = 0; i < 10 * LIMIT_S; i++) {
+		if (waitpid(child, &status, WNOHANG) == child)
+			return status;
+		usleep(100000);
+	}
+	printf("nothing for %d s\n", LIMIT_S);
+	tell_threads();
+	kill(child, SIGKILL);
+	waitpid(child, &status, 0);
+	return status;
+}
+
 static int run(char *line)
 {
 	char *words[MAX_WORDS + 1] = {0};
-	int n = 0, status = -1;
+	int n = 0;
 	pid_t child;
 
 	for (char *w = strtok(line, " "); w && n < MAX_WORDS; w = strtok(NULL, " "))
@@ -52,9 +102,7 @@ static int run(char *line)
 		execv(words[0], words);
 		_exit(127);
 	}
-	if (child > 0)
-		waitpid(child, &status, 0);
-	return status;
+	return child > 0 ? wait_for(child) : -1;
 }
 
 int main(void)
