@@ -34,6 +34,8 @@
 #define CLOCK_MS	   500
 #define LOST_AFTER_MS	   10000
 #define RELEASE_TIMEOUT_MS 5000
+/* How long a source that comes to us is waited for when nothing is missing any more, each time. */
+#define POLITE_MS 2000
 #define RELEASE_ATTEMPTS   5
 #define VERIFY_ATTEMPTS	   30 /* while something is still to be asked */
 #define LET_GO_RETRY_MS	   1
@@ -337,8 +339,7 @@ static int establish_by_accepting(struct session *s)
 		pthread_mutex_unlock(&t->lock);
 		if (taken)
 			break;
-		/* When nothing is missing any more, it is waited for out of politeness only. */
-		rc = await_kick(s, ferry_pager_is_complete(&t->pager) ? RELEASE_TIMEOUT_MS : -1);
+		rc = await_kick(s, ferry_pager_is_complete(&t->pager) ? POLITE_MS : -1);
 		if (rc < 0)
 			return ferry_fail_errno(&s->why, FERRY_LINK, rc, "waiting for the source");
 		if (atomic_load(&t->gone))

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #define MAX_WORDS 32
-#define LIMIT_S	  150
+#define LIMIT_S	  100
 
 static void mount_all(void)
 {
@@ -58,7 +58,7 @@ static void print_file(const char *path)
 /* What every thread is doing: it takes too long. */
 static void tell_threads(void)
 {
-	static const char *const what[] = {"comm", "syscall", "stack"};
+	static const char *const what[] = {"comm", "stat", "syscall", "stack"};
 	char path[512];
 	glob_t tasks;
 
