@@ -38,7 +38,7 @@ static int set_up(struct ferry_tls *t, struct ferry_failure *f)
 	SSL_CTX_set_default_read_buffer_len(t->ctx, 68 * 1024);
 	if (t->accepts)
 		SSL_CTX_set_alpn_select_cb(t->ctx, select_alpn, NULL);
-	else
+	else if (!t->is_foreign)
 		ok = ok && !SSL_CTX_set_alpn_protos(t->ctx, alpn, sizeof(alpn));
 	SSL_CTX_set_app_data(t->ctx, t);
 	return ok ? 0 : ferry_fail(f, FERRY_REFUSE, -ENOTSUP, "this OpenSSL has no TLS 1.3");

@@ -250,7 +250,7 @@ static int check_agreed(struct ferry_relay *r, struct ferry_failure *f)
 	unsigned int len;
 
 	SSL_get0_alpn_selected(r->ssl, &proto, &len);
-	if (len != strlen(TLS_ALPN) || memcmp(proto, TLS_ALPN, len))
+	if (!r->tls->is_foreign && (len != strlen(TLS_ALPN) || memcmp(proto, TLS_ALPN, len)))
 		return ferry_fail(f, FERRY_REFUSE, -EPROTO,
 				  "TLS: what answers is not Pageferry; check the address");
 	if (r->tls->uses_psk ? !SSL_session_reused(r->ssl)

@@ -97,7 +97,7 @@ struct ferry_tls_story {
 
 struct ferry_tls {
 	SSL_CTX *ctx; /* owned */
-	bool accepts, uses_psk;
+	bool accepts, uses_psk, is_foreign;
 	char *hostname, *peer; /* owned; NULL for none */
 	struct ferry_psks psks;
 	const struct ferry_log *log;

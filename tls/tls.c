@@ -19,6 +19,7 @@ int ferry_tls_new(struct ferry_tls **out, const struct ferry_tls_config *config,
 	if (!t)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "TLS");
 	t->accepts = config->accepts;
+	t->is_foreign = config->is_foreign;
 	t->uses_psk = config->psk;
 	t->log = config->log;
 	for (uint32_t i = 0; i < TLS_MAX_STORIES; i++)

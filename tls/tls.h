@@ -34,6 +34,7 @@ struct ferry_tls_config {
 	const char
 		*hostname; /* dialing: whom the certificate must name; NULL: the address dialed */
 	const char *peer;  /* accepting: whom a certificate must name; NULL: whoever has one */
+	bool is_foreign;   /* dialing: the peer is another program, that names no protocol (ALPN) */
 	const struct ferry_log *log; /* borrowed until _free; may be NULL */
 };
 
