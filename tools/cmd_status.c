@@ -35,7 +35,7 @@ static void print_row(const json_t *o)
 
 	format_bytes((uint64_t)json_integer_value(json_object_get(o, "rate")), rate);
 	format_duration((uint64_t)(us * FERRY_NS_PER_US), p99);
-	printf("%-8s %8lld  %-12s %5.1f %%  %10s/s  %9lld  %9s  %-5s %s\n", text_of(o, "command"),
+	printf("%-16s %8lld  %-12s %5.1f %%  %10s/s  %9lld  %9s  %-5s %s\n", text_of(o, "command"),
 	       (long long)json_integer_value(json_object_get(o, "pid")), text_of(o, "stage"),
 	       json_number_value(json_object_get(o, "percent")), rate,
 	       (long long)json_integer_value(json_object_get(o, "faults")), us > 0 ? p99 : "-",
@@ -44,7 +44,7 @@ static void print_row(const json_t *o)
 
 static void print_head(void)
 {
-	printf("%-8s %8s  %-12s %7s  %12s  %9s  %9s  %-5s %s\n", "COMMAND", "PID", "STAGE", "DONE",
+	printf("%-16s %8s  %-12s %7s  %12s  %9s  %9s  %-5s %s\n", "COMMAND", "PID", "STAGE", "DONE",
 	       "RATE", "FAULTS", "P99", "LINK", "ADDRESS");
 }
 

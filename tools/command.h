@@ -34,7 +34,7 @@ struct command {
 	const struct command *const *parts;
 };
 
-extern const struct command cmd_probe, cmd_serve, cmd_attach, cmd_handler, cmd_criu, cmd_receive,
-	cmd_migrate, cmd_status, cmd_trace;
+extern const struct command cmd_probe, cmd_serve, cmd_attach, cmd_handler, cmd_criu,
+	cmd_cloud_hypervisor, cmd_receive, cmd_migrate, cmd_status, cmd_trace;
 
 #endif

@@ -9,7 +9,7 @@
 #include "tools/supervise.h"
 
 static const struct command *const commands[] = {
-	&cmd_probe,   &cmd_serve,   &cmd_attach, &cmd_handler, &cmd_criu,
+	&cmd_probe,   &cmd_serve,   &cmd_attach, &cmd_handler, &cmd_criu, &cmd_cloud_hypervisor,
 	&cmd_receive, &cmd_migrate, &cmd_status, &cmd_trace,
 };
 
@@ -48,7 +48,7 @@ static void print_help(void)
 	       "Moves a running guest's memory after the guest has already moved.\n\n"
 	       "Commands:\n");
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(commands); i++)
-		printf("  %-9s %s\n", commands[i]->name, commands[i]->summary);
+		printf("  %-16s %s\n", commands[i]->name, commands[i]->summary);
 	printf("\nOptions:\n"
 	       "  -h, --help        print this and end\n"
 	       "  -V, --version     print the version and end\n\n"

@@ -10,6 +10,7 @@ _pageferry_options() {
 	attach) echo "--pid --match --from --recover --supervise --on-lost --checksum --verify --tls --psk --plaintext --tls-hostname --max-rate --bulk --trace --no-trace --metrics --control $common" ;;
 	handler) echo "--socket --file --from --tls --psk --plaintext --tls-hostname --record --replay --max-vms --user --max-rate --config --metrics --control $common" ;;
 	criu) echo "--pid --match --listen --header --plaintext --once --control $common" ;;
+	cloud-hypervisor) echo "--snapshot --to --paused --tls --tls-hostname --plaintext --control $common" ;;
 	receive) echo "--qmp --listen --recover --supervise --on-lost --checksum --verify --tls --psk --plaintext --tls-peer --max-rate --trace --no-trace --metrics --control $common" ;;
 	migrate) echo "--qmp --to --postcopy --resume --pause --continue --cancel --supervise --checksum --tls --psk --plaintext --tls-hostname --bulk --control $common" ;;
 	status) echo "--control $common" ;;
@@ -29,7 +30,7 @@ _pageferry() {
 	[ "$command" = trace ] && command="trace ${COMP_WORDS[2]}"
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W "probe serve attach handler criu receive migrate status trace --help --version" -- "$word")
+		mapfile -t COMPREPLY < <(compgen -W "probe serve attach handler criu cloud-hypervisor receive migrate status trace --help --version" -- "$word")
 		return
 	fi
 	if [ "${COMP_WORDS[1]}" = trace ] && [ "$COMP_CWORD" -eq 2 ]; then
@@ -37,7 +38,7 @@ _pageferry() {
 		return
 	fi
 	case $previous in
-	--file | --socket | --record | --replay | --config | --qmp | --tls | --psk | --control | --trace | --output | -o | report | plot | export)
+	--file | --snapshot | --socket | --record | --replay | --config | --qmp | --tls | --psk | --control | --trace | --output | -o | report | plot | export)
 		compopt -o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(compgen -f -- "$word")
 		;;

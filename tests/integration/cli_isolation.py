@@ -12,6 +12,9 @@ import sys
 from cli_support import PAGE, Holder, Run, Serve, content, main, need_root, state_of, wait_for
 from handler_support import Handler, Vmm
 
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
+from cloud_hypervisor_target import CloudHypervisor, make_snapshot  # noqa: E402
+
 CAP = {"dac_override": 1, "dac_read_search": 2, "sys_ptrace": 19, "sys_admin": 21}
 
 
@@ -67,6 +70,22 @@ def serving_a_process_takes_access_to_it(_):
                 s.event("stage", stage="serve")
                 assert n_threads(s.pid) > 1
                 check_threads(s.pid, mask("sys_ptrace"))
+
+
+def restoring_a_snapshot_takes_nothing(folder):
+    """But for the target's socket, when that is another user's."""
+    need_root()
+    snapshot, path = os.path.join(folder, "snapshot"), os.path.join(folder, "ch.sock")
+    make_snapshot(snapshot, [(0, content(16))])
+    for owner, allowed in ((0, 0), (65534, mask("dac_override"))):
+        with CloudHypervisor("unix:" + path) as t:
+            os.chown(path, owner, owner)
+            with Run("cloud-hypervisor", "--json", "--snapshot", snapshot, "--to", t.address) as r:
+                t.up_to_running()
+                r.event("stage", stage="serve")
+                assert n_threads(r.pid) > 2
+                check_threads(r.pid, allowed)
+        os.unlink(path)
 
 
 def attaching_takes_access_to_the_process(folder):
@@ -162,6 +181,7 @@ if __name__ == "__main__":
             [
                 serving_a_file_takes_nothing,
                 serving_a_process_takes_access_to_it,
+                restoring_a_snapshot_takes_nothing,
                 attaching_takes_access_to_the_process,
                 a_foreign_socket_takes_one_capability_more,
                 a_switchover_takes_access_to_qemu,

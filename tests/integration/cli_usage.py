@@ -8,7 +8,7 @@ import sys
 
 from cli_support import json_lines, main, run
 
-COMMANDS = ["probe", "serve", "attach", "handler", "criu", "receive", "migrate", "status"]
+COMMANDS = ["probe", "serve", "attach", "handler", "criu", "cloud-hypervisor", "receive", "migrate", "status"]
 PARTS = {"trace": ["live", "record", "report", "plot", "export"]}  # commands of several
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 
@@ -64,6 +64,11 @@ WRONG = [
     ("criu --pid 1 --match x", "add --listen ADDR"),
     ("criu --pid 1 --match x --listen :0", "add --plaintext"),
     ("criu --pid 1 --match x --listen :0 --header 28", "give 32|24"),
+    ("cloud-hypervisor --to h:1", "add --snapshot FOLDER"),
+    ("cloud-hypervisor --snapshot s", "add --to ADDR"),
+    ("cloud-hypervisor --snapshot s --to h:1", "add --tls DIR, or --plaintext"),
+    ("cloud-hypervisor --snapshot s --to h:1 --tls d --plaintext", "exclude each other"),
+    ("cloud-hypervisor --snapshot s --to h:1 --tls-hostname n", "add --tls DIR"),
     ("attach --pid 1 --match x --from h:1 more", "'more' is no option"),
     ("attach --listen :0", "unknown option '--listen'"),
     ("receive --listen :0", "add --qmp SOCK"),
@@ -187,7 +192,7 @@ def every_option_is_in_help_man_page_and_completion(_):
 
 def every_command_is_in_help_man_page_and_completion(_):
     out = run("--help")[1]
-    listed = re.findall(r"^  ([a-z]+) ", out[out.index("Commands:") :], re.M)
+    listed = re.findall(r"^  ([a-z-]+) ", out[out.index("Commands:") :], re.M)
     commands = [*COMMANDS, *PARTS]
     assert sorted(listed) == sorted(commands), listed
     assert sorted(w for w in complete("") if w[0] != "-") == sorted(commands)

@@ -194,8 +194,9 @@ Test(options, what_is_wrong_in_a_file_is_told_with_its_line)
 /* Names are unique in a table, and every option says something of itself. */
 Test(options, tables_are_sound)
 {
-	static const struct command *const all[] = {&cmd_probe,	  &cmd_serve,	&cmd_attach, &cmd_handler,
-						    &cmd_receive, &cmd_migrate, &cmd_status, &cmd_criu};
+	static const struct command *const all[] = {
+		&cmd_probe,   &cmd_serve,  &cmd_attach, &cmd_handler,	      &cmd_receive,
+		&cmd_migrate, &cmd_status, &cmd_criu,	&cmd_cloud_hypervisor};
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
 		for (const struct option_def *d = all[i]->options; d->name; d++) {
