@@ -308,14 +308,14 @@ def what_is_left_of_other_memory_is_replaced(folder):
     path = write_file(folder, data, "first")
     other = write_file(folder, content(N_PAGES, seed=9), "second")
     with Holder("anon", len(data)) as h, Serve("--file", other) as s:
-        with Attach(h, s.address, "--max-rate", FEW) as a:
+        with Attach(h, s.address, "--max-rate", "1M") as a:
             a.event("progress")
             wait_for("the server has noted the target", lambda: os.path.getsize(record_of(s.address)))
             s.child.kill()
             s.rest()
     left = read(record_of(s.address))
     with Holder("anon", len(data)) as h, Serve("--file", path, listen=s.address) as again:
-        with Attach(h, s.address, "--max-rate", FEW) as a:
+        with Attach(h, s.address, "--max-rate", "1M") as a:
             a.event("progress")
             wait_for("the server has noted its own", lambda: read(record_of(s.address)) != left)
             again.child.kill()

@@ -62,7 +62,7 @@ def set_is_pushed_first(folder):
 def set_is_pushed_first_from_afar(folder):
     need_root()
     path, into = snapshot(folder, SIZE), os.path.join(folder, "guest3.set")
-    with Serve("--file", path, "--max-rate", "1M") as s:
+    with Serve("--file", path, "--max-rate", "3M") as s:
         source = ["--from", s.address, "--plaintext"]
         record(folder, source, path, 7, into)
         replay(folder, source, path, into)

@@ -4,7 +4,9 @@
 
     microvm_kvm.py MICROVM LIBPAGEFERRY INIT
 
-The kernel is Debian's cloud kernel with its KVM modules, unpacked and not installed.
+The kernel is Debian's cloud kernel with its KVM modules, unpacked and not installed. One thread emulates both
+processors: with one for each, on a busy host, QEMU 7.2's SVM ended the micro-VM in two of 700 moves (a shutdown, or
+no progress) with all of its memory as it should be, and in none of 900 so.
 """
 import os
 import re
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 
-TIMEOUT_S = 500
+TIMEOUT_S = 400
 MEMORY = "1500M"
 CASES = [
     "--cpu kvm --memory 16M --moves 2 --ops 300 --workload random",
@@ -92,7 +94,7 @@ def main():
             return 77
         archive = make_root(tmp, modules, microvm, library, init)
         said = subprocess.run(
-            ["timeout", "-k", "5", str(TIMEOUT_S), "qemu-system-x86_64", "-accel", "tcg",
+            ["timeout", "-k", "5", str(TIMEOUT_S), "qemu-system-x86_64", "-accel", "tcg,thread=single",
              "-cpu", "max,+svm", "-M", "q35", "-m", MEMORY, "-smp", "2", "-nographic", "-nic", "none",
              "-no-reboot", "-kernel", kernel, "-initrd", archive,
              "-append", "console=ttyS0 panic=-1 quiet"],
