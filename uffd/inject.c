@@ -36,6 +36,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -165,14 +166,43 @@ static int interrupt(pid_t tid)
 	return r;
 }
 
+/* By words, since that takes no memory of the kernel's: it doesn't fail while the thread lives. */
+static int peek(pid_t tid, uint64_t addr, long *word)
+{
+	errno = 0;
+	*word = ptrace(PTRACE_PEEKDATA, tid, as_pointer(addr), NULL);
+	return errno ? -EIO : 0;
+}
+
 int ferry_inject_read(struct ferry_inject *in, uint64_t addr, void *buf, size_t len)
 {
-	return pread(in->mem, buf, len, (off_t)addr) == (ssize_t)len ? 0 : -EIO;
+	int r = 0;
+
+	for (size_t at = 0, n; at < len && r == 0; at += n) {
+		long word;
+
+		n = FERRY_MIN(len - at, sizeof(word));
+		r = peek(in->tid, addr + at, &word);
+		memcpy((char *)buf + at, &word, n);
+	}
+	return r;
 }
 
 int ferry_inject_write(struct ferry_inject *in, uint64_t addr, const void *buf, size_t len)
 {
-	return pwrite(in->mem, buf, len, (off_t)addr) == (ssize_t)len ? 0 : -EIO;
+	int r = 0;
+
+	for (size_t at = 0, n; at < len && r == 0; at += n) {
+		long word = 0;
+
+		n = FERRY_MIN(len - at, sizeof(word));
+		if (n < sizeof(word))
+			r = peek(in->tid, addr + at, &word);
+		memcpy(&word, (const char *)buf + at, n);
+		if (r == 0 && ptrace(PTRACE_POKEDATA, in->tid, as_pointer(addr + at), word) < 0)
+			r = -EIO;
+	}
+	return r;
 }
 
 #ifdef __x86_64__
@@ -212,9 +242,13 @@ static void prepare_call(const struct ferry_inject *in, struct user_regs_struct 
 	regs->r9 = args[5];
 }
 
-static long call_result(const struct user_regs_struct *regs)
+/* It takes no memory of the kernel's, as all registers would: what the call has made is not lost.
+ */
+static int get_result(pid_t tid, long *result)
 {
-	return (long)regs->rax;
+	errno = 0;
+	*result = ptrace(PTRACE_PEEKUSER, tid, as_pointer(offsetof(struct user, regs.rax)), NULL);
+	return errno ? -errno : 0;
 }
 
 static uint64_t instruction_before(const struct user_regs_struct *regs)
@@ -334,6 +368,7 @@ static int run_to_syscall_stop(pid_t tid)
 int ferry_inject_syscall(struct ferry_inject *in, long nr, const uint64_t args[6], long *result)
 {
 	struct user_regs_struct regs;
+	long got = 0;
 	int r;
 
 	prepare_call(in, &regs, nr, args);
@@ -345,11 +380,10 @@ int ferry_inject_syscall(struct ferry_inject *in, long nr, const uint64_t args[6
 	if (r == 0)
 		r = run_to_syscall_stop(in->tid);
 	if (r == 0)
-		r = get_regs(in->tid, &regs);
-	if (r < 0)
-		return r;
-	*result = call_result(&regs);
-	return 0;
+		r = get_result(in->tid, &got);
+	if (r == 0)
+		*result = got;
+	return r;
 }
 
 /* Step 5. Whatever fails here fails because the thread has ended. */
@@ -490,13 +524,26 @@ static int attempt(struct attempt *a)
 	return a->r;
 }
 
+/* @err: written when the folder can't be read to its end. That of a process that ends is no more.
+ */
+static struct dirent *next_entry(DIR *dir, int *err)
+{
+	struct dirent *e;
+
+	errno = 0;
+	e = readdir(dir);
+	if (!e && errno && errno != ENOENT)
+		*err = -errno;
+	return e;
+}
+
 /* Try the threads in the order of the kernel's list, which has the first thread first. */
 static int try_threads(struct attempt *a)
 {
 	uint64_t deadline_ns = ferry_now_ns() + TOTAL_WAIT_NS;
 	struct dirent *e;
 	char path[64];
-	int result = -ESRCH;
+	int result = -ESRCH, listing = 0;
 	DIR *dir;
 
 	snprintf(path, sizeof(path), "/proc/%d/task", (int)a->pid);
@@ -505,7 +552,7 @@ static int try_threads(struct attempt *a)
 		return -ESRCH;
 	if (!dir)
 		return ferry_fail_errno(a->f, FERRY_REFUSE, -errno, "%s", path);
-	while (ferry_now_ns() < deadline_ns && (e = readdir(dir))) {
+	while (ferry_now_ns() < deadline_ns && (e = next_entry(dir, &listing))) {
 		int r;
 
 		a->tid = (pid_t)strtol(e->d_name, NULL, 10);
@@ -520,7 +567,7 @@ static int try_threads(struct attempt *a)
 		}
 	}
 	closedir(dir);
-	return result;
+	return listing < 0 ? ferry_fail_errno(a->f, FERRY_REFUSE, listing, "%s", path) : result;
 }
 
 int ferry_inject_run(pid_t pid, int pidfd, ferry_inject_fn fn, void *ctx, struct ferry_failure *f)

@@ -40,7 +40,8 @@ int ferry_inject_run(pid_t pid, int pidfd, ferry_inject_fn fn, void *ctx, struct
  */
 int ferry_inject_syscall(struct ferry_inject *in, long nr, const uint64_t args[6], long *result);
 
-/* Copy between our memory and that of the process. Errors: -EIO for less than @len bytes. */
+/* Copy between our memory and that of the process. Errors: -EIO when less than @len bytes are
+ * there, or the thread ended. */
 int ferry_inject_read(struct ferry_inject *in, uint64_t addr, void *buf, size_t len);
 int ferry_inject_write(struct ferry_inject *in, uint64_t addr, const void *buf, size_t len);
 

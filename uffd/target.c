@@ -662,6 +662,16 @@ void ferry_target_abandon(struct ferry_target *t)
 	t->abandoned = true;
 }
 
+static void leave(struct ferry_target *t)
+{
+	pid_t pid = t->uffd.pid;
+	int rc = ferry_uffd_release(&t->uffd);
+
+	if (rc < 0 && rc != -ESRCH)
+		ferry_warn(t->log, "process %d keeps a userfaultfd that nobody needs: %s", (int)pid,
+			   strerror(-rc));
+}
+
 void ferry_target_free(struct ferry_target *t)
 {
 	bool complete;
@@ -673,7 +683,7 @@ void ferry_target_free(struct ferry_target *t)
 	complete = t->pager.pages_total && ferry_pager_is_complete(&t->pager);
 	/* Nothing is registered any more: the process needs no descriptor to hold its threads. */
 	if (complete || t->abandoned)
-		ferry_uffd_release(&t->uffd);
+		leave(t);
 	else
 		ferry_uffd_close(&t->uffd);
 	ferry_engine_link_close(&t->incoming);

@@ -103,9 +103,10 @@ int ferry_uffd_send(const struct ferry_uffd *u, int sock, const void *data, size
 /**
  * ferry_uffd_release() - leave the other process for good
  * Closes the descriptor inside an attached process too (only right when every page is resident
- * and all ranges are unregistered), then ours. Best effort; never blocks the process.
+ * and all ranges are unregistered), then ours, whatever happens. Never blocks the process.
+ * Errors: as ferry_uffd_attach() (BENIGN): the process keeps its descriptor.
  */
-void ferry_uffd_release(struct ferry_uffd *u);
+int ferry_uffd_release(struct ferry_uffd *u);
 
 /* Closes our descriptors only: waiters in another process go on waiting. NULL and twice are fine. */
 void ferry_uffd_close(struct ferry_uffd *u);

@@ -249,9 +249,12 @@ int ferry_uffd_attach(struct ferry_uffd *out, pid_t pid, uint64_t wanted, struct
 	return 0;
 }
 
-static bool same_file(pid_t pid_a, int fd_a, pid_t pid_b, int fd_b)
+/* Return: 1 when they are one and the same, 0 when not, or negative errno. */
+static int same_file(pid_t pid_a, int fd_a, pid_t pid_b, int fd_b)
 {
-	return syscall(SYS_kcmp, pid_a, pid_b, KCMP_FILE, fd_a, fd_b) == 0;
+	long r = syscall(SYS_kcmp, pid_a, pid_b, KCMP_FILE, fd_a, fd_b);
+
+	return r < 0 ? -errno : r == 0;
 }
 
 /* The one userfaultfd among the descriptors of @pid. Return: its number there. */
@@ -259,7 +262,7 @@ static int find_remote(pid_t pid, struct ferry_failure *f)
 {
 	struct dirent *e;
 	char path[64];
-	int found = -1;
+	int found = -1, r;
 	DIR *dir;
 
 	snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
@@ -270,15 +273,18 @@ static int find_remote(pid_t pid, struct ferry_failure *f)
 	if (!dir)
 		return ferry_fail_errno(f, FERRY_REFUSE, errno == ENOENT ? -ESRCH : -errno, "%s",
 					path);
-	while ((e = readdir(dir))) {
+	for (errno = 0; (e = readdir(dir)); errno = 0) {
 		char link[sizeof(FERRY_UFFD_LINK)];
 		ssize_t len = readlinkat(dirfd(dir), e->d_name, link, sizeof(link));
 		int fd = (int)strtol(e->d_name, NULL, 10);
 
+		/* "." is no link; others are closed meanwhile. */
+		if (len < 0 && errno != EINVAL && errno != ENOENT)
+			break;
 		if (len != sizeof(FERRY_UFFD_LINK) - 1 ||
 		    memcmp(link, FERRY_UFFD_LINK, (size_t)len) != 0)
 			continue;
-		if (found >= 0 && !same_file(pid, found, pid, fd)) {
+		if (found >= 0 && same_file(pid, found, pid, fd) != 1) {
 			closedir(dir);
 			return ferry_fail(
 				f, FERRY_REFUSE, -ENOTUNIQ,
@@ -289,7 +295,10 @@ static int find_remote(pid_t pid, struct ferry_failure *f)
 		if (found < 0)
 			found = fd;
 	}
+	r = -errno;
 	closedir(dir);
+	if (r < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, r == -ENOENT ? -ESRCH : r, "%s", path);
 	if (found < 0)
 		return ferry_fail(f, FERRY_REFUSE, -ENOENT,
 				  "process %d has no userfaultfd: nobody attached to it before",
@@ -331,19 +340,23 @@ int ferry_uffd_adopt(struct ferry_uffd *out, pid_t pid, struct ferry_failure *f)
 static int close_inside(struct ferry_inject *in, void *ctx, struct ferry_failure *f)
 {
 	const struct ferry_uffd *u = ctx;
+	/* Only while it is stopped can the number not come to mean something else. */
+	int r = same_file(getpid(), u->fd, u->pid, u->remote_fd);
 
 	(void)f;
-	/* Only while it is stopped can the number not come to mean something else. */
-	if (same_file(getpid(), u->fd, u->pid, u->remote_fd))
-		CALL(in, SYS_close, arg_of(u->remote_fd));
-	return 0;
+	if (r == 1)
+		return (int)CALL(in, SYS_close, arg_of(u->remote_fd));
+	return r == -EBADF ? 0 : r;
 }
 
-void ferry_uffd_release(struct ferry_uffd *u)
+int ferry_uffd_release(struct ferry_uffd *u)
 {
+	int r = 0;
+
 	if (!u)
-		return;
+		return 0;
 	if (u->remote_fd >= 0)
-		ferry_inject_run(u->pid, u->pidfd, close_inside, u, NULL);
+		r = ferry_inject_run(u->pid, u->pidfd, close_inside, u, NULL);
 	ferry_uffd_close(u);
+	return r;
 }

@@ -64,7 +64,7 @@ static int find_peer(int sock, struct ferry_uffd *u, struct ferry_failure *f)
 	u->pid = cred.pid;
 	u->pidfd = fd;
 	/* Newer kernels have a pidfd also of a process that has ended. */
-	if (poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) != 0)
+	if (poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 0) > 0)
 		return ferry_fail(f, FERRY_REFUSE, -ESRCH,
 				  "process %d, which sent the userfaultfd, has ended",
 				  (int)cred.pid);
@@ -133,7 +133,7 @@ int ferry_uffd_recv(struct ferry_uffd *out, int sock, void *data, size_t *len,
 		return ferry_fail(
 			f, FERRY_REFUSE, -EBADMSG,
 			"the message with the userfaultfd was cut off: it has more than %d "
-			"descriptors",
+			"descriptors, or more than this process can have",
 			FDS_MAX);
 	if (fd < 0)
 		return ferry_fail(f, FERRY_REFUSE, -EBADMSG,

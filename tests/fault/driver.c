@@ -99,6 +99,8 @@ static const char *error_name(enum fault_call call, int error)
 {
 	if (error == FAULT_SHORT)
 		return "short";
+	if (error == FAULT_KILL)
+		return "killed";
 	return call == FAULT_getaddrinfo ? gai_strerror(error) : strerrorname_np(error);
 }
 

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "inject.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -14,10 +16,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 const struct fault_call_desc fault_calls[FAULT_N_CALLS] = {
@@ -27,6 +31,7 @@ const struct fault_call_desc fault_calls[FAULT_N_CALLS] = {
 };
 
 _Thread_local bool fault_exempt;
+pid_t fault_victim;
 
 static _Atomic bool armed, struck;
 static _Atomic uint64_t counts[FAULT_N_CALLS];
@@ -56,6 +61,16 @@ void fault_arm(enum fault_call call, uint64_t nth, int error)
 void fault_disarm(void)
 {
 	atomic_store(&armed, false);
+}
+
+void fault_rearm(void)
+{
+	atomic_store(&armed, true);
+}
+
+bool fault_has_killed(void)
+{
+	return fault_has_struck() && the_error == FAULT_KILL;
 }
 
 bool fault_has_struck(void)
@@ -335,6 +350,78 @@ long __wrap_syscall(long nr, long a, long b, long c, long d, long e, long f)
 {
 	FAIL_WITH(STRIKE(syscall), -1);
 	return __real_syscall(nr, a, b, c, d, e, f);
+}
+
+WRAP(DIR *, opendir, (const char *path))
+{
+	FAIL_WITH(STRIKE(opendir), NULL);
+	return __real_opendir(path);
+}
+
+WRAP(struct dirent64 *, readdir64, (DIR * dir))
+{
+	FAIL_WITH(STRIKE(readdir64), NULL);
+	return __real_readdir64(dir);
+}
+
+WRAP(ssize_t, readlink, (const char *path, char *out, size_t len))
+{
+	FAIL_WITH(STRIKE(readlink), -1);
+	return __real_readlink(path, out, len);
+}
+
+WRAP(ssize_t, readlinkat, (int dir, const char *path, char *out, size_t len))
+{
+	FAIL_WITH(STRIKE(readlinkat), -1);
+	return __real_readlinkat(dir, path, out, len);
+}
+
+/* --- another process -----------------------------------------------------------------------------
+ */
+
+static int kill_victim(int e)
+{
+	if (e != FAULT_KILL)
+		return e;
+	if (fault_victim)
+		kill(fault_victim, SIGKILL);
+	return 0;
+}
+
+WRAP(int, waitid, (idtype_t type, id_t id, siginfo_t *si, int options))
+{
+	FAIL_WITH(kill_victim(STRIKE(waitid)), -1);
+	return __real_waitid(type, id, si, options);
+}
+
+/* Once a thread has stopped, what is asked of it fails when it ends, or for want of memory to copy
+ * its registers through. */
+long __real_ptrace(enum __ptrace_request request, ...);
+long __wrap_ptrace(enum __ptrace_request request, pid_t pid, void *at, void *data);
+long __wrap_ptrace(enum __ptrace_request request, pid_t pid, void *at, void *data)
+{
+	kill_victim(STRIKE(ptrace));
+	if (request == PTRACE_SEIZE)
+		FAIL_WITH(STRIKE(ptrace_seize), -1);
+	if (request == PTRACE_GETREGSET || request == PTRACE_GETREGS)
+		FAIL_WITH(STRIKE(ptrace_get), -1);
+	return __real_ptrace(request, pid, at, data);
+}
+
+/* A call inside of it. Nothing makes it keep what it is to give back. */
+struct ferry_inject;
+WRAP(int, ferry_inject_syscall,
+     (struct ferry_inject * in, long nr, const uint64_t args[6], long *result))
+{
+	int e = 0;
+
+	if (nr != SYS_close && nr != SYS_munmap)
+		e = kill_victim(STRIKE(ferry_inject_syscall));
+	if (e) {
+		*result = -e;
+		return 0;
+	}
+	return __real_ferry_inject_syscall(in, nr, args, result);
 }
 
 /* --- bytes --------------------------------------------------------------------------------------- */

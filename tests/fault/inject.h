@@ -12,8 +12,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #define FAULT_SHORT 10000 /* instead of an errno: half of what was asked for is done */
+#define FAULT_KILL  10001 /* or: the process fault_victim is killed just before the call */
 
 /* The calls, and how each may fail. */
 #define FAULT_CALLS(X)                                                                             \
@@ -60,6 +62,15 @@
 	X(mlock2, ENOMEM)                                                                          \
 	X(ioctl, ENOMEM, EAGAIN, EINTR)                                                            \
 	X(syscall, EMFILE, ENOMEM)                                                                 \
+	X(opendir, EMFILE, ENOMEM)                                                                 \
+	X(readdir64, EINTR)                                                                        \
+	X(readlink, ENOMEM)                                                                        \
+	X(readlinkat, ENOMEM)                                                                      \
+	X(waitid, EINTR, FAULT_KILL)                                                               \
+	X(ptrace, FAULT_KILL)                                                                      \
+	X(ptrace_seize, EPERM, ESRCH)                                                              \
+	X(ptrace_get, ENOMEM)                                                                      \
+	X(ferry_inject_syscall, EMFILE, ENOMEM, EPERM, FAULT_KILL)                                 \
 	X(io_uring_queue_init, ENOMEM, EMFILE, ENOSYS)                                             \
 	X(io_uring_submit, EAGAIN, EINTR)                                                          \
 	X(io_uring_submit_and_wait_timeout, EAGAIN, EINTR, EBUSY, ENOMEM, EIO)                     \
@@ -84,11 +95,18 @@ extern const struct fault_call_desc fault_calls[FAULT_N_CALLS];
 /* Threads begin as counted. The test's own say that they are not. */
 extern _Thread_local bool fault_exempt;
 
+/* The process that FAULT_KILL kills; 0 for none. */
+extern pid_t fault_victim;
+
 /* From here on count; the @nth call of the kind (0: none) fails with @error, once. */
 void fault_arm(enum fault_call call, uint64_t nth, int error);
 void fault_disarm(void);
+/* As it was before the disarming. */
+void fault_rearm(void);
 /* Has it come to that? */
 bool fault_has_struck(void);
+/* By FAULT_KILL? */
+bool fault_has_killed(void);
 /* Where, as an offset into the program for addr2line. */
 uintptr_t fault_struck_at(void);
 uint64_t fault_count(enum fault_call call);
