@@ -12,7 +12,9 @@
 #include "base/util.h"
 #include "migrate/qemu_ram.h"
 
-#define DEFER "start it with -incoming defer"
+#define DEFER		"start it with -incoming defer"
+#define CONT_TIMEOUT_MS 60000
+#define CONT_ATTEMPTS	3
 
 int ferry_qemu_status(struct ferry_qmp *qmp, char out[FERRY_QMP_TEXT_MAX], struct ferry_failure *f)
 {
@@ -26,6 +28,18 @@ int ferry_qemu_status(struct ferry_qmp *qmp, char out[FERRY_QMP_TEXT_MAX], struc
 	snprintf(out, FERRY_QMP_TEXT_MAX, "%s", status ? status : "unknown");
 	json_decref(ret);
 	return 0;
+}
+
+int ferry_qemu_cont(struct ferry_qmp *qmp, struct ferry_failure *f)
+{
+	int rc = -EAGAIN;
+
+	for (int i = 0; i < CONT_ATTEMPTS && rc < 0; i++) {
+		rc = ferry_qmp_execute_within(qmp, CONT_TIMEOUT_MS, "cont", NULL, NULL, f);
+		if (rc == -EREMOTEIO || rc == -ETIMEDOUT || rc == -ECONNRESET)
+			break;
+	}
+	return rc;
 }
 
 /* --- who it is ------------------------------------------------------------------------------ */
@@ -105,8 +119,8 @@ static int find_identity(struct ferry_qemu *q, struct ferry_failure *f)
 	if (!q->name[0])
 		snprintf(q->name, sizeof(q->name), "pid %d", (int)q->pid);
 	return get_string(q, "qom-get",
-			  json_pack("{s:s, s:s}", "path", "/machine", "property", "type"), NULL,
-			  q->machine, f);
+			  FERRY_QMP_ARGS("{s:s, s:s}", "path", "/machine", "property", "type"),
+			  NULL, q->machine, f);
 }
 
 /* --- what can't be moved -------------------------------------------------------------------- */
@@ -142,7 +156,8 @@ static int check_devices_in(struct ferry_qemu *q, const char *path, struct ferry
 {
 	json_t *ret, *e;
 	size_t i;
-	int rc = ferry_qmp_execute(q->qmp, "qom-list", json_pack("{s:s}", "path", path), &ret, f);
+	int rc = ferry_qmp_execute(q->qmp, "qom-list", FERRY_QMP_ARGS("{s:s}", "path", path), &ret,
+				   f);
 
 	if (rc < 0)
 		return rc;
@@ -186,8 +201,8 @@ static int check_confidential(struct ferry_qemu *q, struct ferry_failure *f)
 {
 	char link[FERRY_MAX_REGION_NAME];
 	int rc = get_string(q, "qom-get",
-			    json_pack("{s:s, s:s}", "path", "/machine", "property",
-				      "confidential-guest-support"),
+			    FERRY_QMP_ARGS("{s:s, s:s}", "path", "/machine", "property",
+					   "confidential-guest-support"),
 			    NULL, link, f);
 
 	if (rc == -EREMOTEIO)

@@ -62,6 +62,13 @@ void ferry_qemu_fini(struct ferry_qemu *q);
 /* "running", "paused", "inmigrate", ... into @out. Errors: as ferry_qmp_execute(). */
 int ferry_qemu_status(struct ferry_qmp *qmp, char out[FERRY_QMP_TEXT_MAX], struct ferry_failure *f);
 
+/**
+ * ferry_qemu_cont() - have the guest run
+ * There is nothing to fall back to, so that it is tried again unless QEMU has said no, or nothing.
+ * Errors: as ferry_qmp_execute().
+ */
+int ferry_qemu_cont(struct ferry_qmp *qmp, struct ferry_failure *f);
+
 void ferry_qemu_layout(const struct ferry_qemu *q, struct ferry_layout *out);
 
 /**

@@ -52,20 +52,21 @@ static const struct wanted *find_wanted(const char *name, enum ferry_side side)
 	return NULL;
 }
 
-static void append(json_t *list, const char *name, bool state)
+static int append(json_t *list, const char *name, bool state)
 {
-	json_array_append_new(list, json_pack("{s:s, s:b}", "capability", name, "state", state));
+	return json_array_append_new(list,
+				     json_pack("{s:s, s:b}", "capability", name, "state", state));
 }
 
 static int set_capabilities(struct ferry_qmp *qmp, json_t *list, struct ferry_failure *f)
 {
 	return ferry_qmp_execute(qmp, "migrate-set-capabilities",
-				 json_pack("{s:O}", "capabilities", list), NULL, f);
+				 FERRY_QMP_ARGS("{s:O}", "capabilities", list), NULL, f);
 }
 
 /* Those that differ from what we want go into @change, and as they are into @back. */
-static void compare(const json_t *now, enum ferry_side side, json_t *change, json_t *back,
-		    const struct ferry_log *log)
+static int compare(const json_t *now, enum ferry_side side, json_t *change, json_t *back,
+		   const struct ferry_log *log)
 {
 	const json_t *e;
 	size_t i;
@@ -78,12 +79,13 @@ static void compare(const json_t *now, enum ferry_side side, json_t *change, jso
 
 		if (!w || w->state == state)
 			continue;
-		append(change, name, w->state);
-		append(back, name, state);
+		if (append(change, name, w->state) < 0 || append(back, name, state) < 0)
+			return -ENOMEM;
 		if (state) /* somebody has set it on purpose */
 			ferry_info(log, "QEMU's capability %s is off until the move is over: %s",
 				   name, w->why);
 	}
+	return 0;
 }
 
 static int check_known(const json_t *now, enum ferry_side side, struct ferry_failure *f)
@@ -117,13 +119,13 @@ static int apply_capabilities(struct ferry_qemu_setup *s, enum ferry_side side,
 
 	if (!rc)
 		rc = check_known(now, side, f);
-	if (!rc) {
-		compare(now, side, change, back, s->log);
-		if (json_array_size(change))
-			rc = set_capabilities(s->qmp, change, f);
-	}
+	if (!rc && compare(now, side, change, back, s->log) < 0)
+		rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "capabilities");
+	/* An answer may be lost: then it was done all the same. */
 	if (!rc)
 		s->capabilities = json_incref(back);
+	if (!rc && json_array_size(change))
+		rc = set_capabilities(s->qmp, change, f);
 	json_decref(now);
 	json_decref(change);
 	json_decref(back);
@@ -134,24 +136,23 @@ static int apply_capabilities(struct ferry_qemu_setup *s, enum ferry_side side,
 static int apply_parameters(struct ferry_qemu_setup *s, struct ferry_failure *f)
 {
 	static const char *const names[] = {"max-bandwidth", "tls-creds"};
-	json_t *now, *back = json_object();
+	json_t *now = NULL, *back = json_object();
 	int rc = ferry_qmp_execute(s->qmp, "query-migrate-parameters", NULL, &now, f);
 
 	for (size_t i = 0; !rc && i < FERRY_ARRAY_SIZE(names); i++) {
 		json_t *v = json_object_get(now, names[i]);
 
-		if (v)
-			json_object_set(back, names[i], v);
+		if (v && json_object_set(back, names[i], v) < 0)
+			rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "parameters");
 	}
-	if (!rc) {
-		json_decref(now);
-		rc = ferry_qmp_execute(s->qmp, "migrate-set-parameters",
-				       json_pack("{s:I, s:s}", "max-bandwidth", (json_int_t)1 << 50,
-						 "tls-creds", ""),
-				       NULL, f);
-	}
+	json_decref(now);
 	if (!rc)
 		s->parameters = json_incref(back);
+	if (!rc)
+		rc = ferry_qmp_execute(s->qmp, "migrate-set-parameters",
+				       FERRY_QMP_ARGS("{s:I, s:s}", "max-bandwidth",
+						      (json_int_t)1 << 50, "tls-creds", ""),
+				       NULL, f);
 	json_decref(back);
 	return rc;
 }

@@ -211,13 +211,21 @@ static int send_line(struct ferry_qmp *q, const char *line, size_t len, int fd)
 	return ferry_net_write_all(q->fd, line, len, SEND_TIMEOUT_MS, -1);
 }
 
+json_t *ferry_qmp_args(json_t *args)
+{
+	return args ? args : json_false(); /* which is always there */
+}
+
 static int send_command(struct ferry_qmp *q, const char *command, json_t *args, int fd)
 {
 	_cleanup_free_ char *line = NULL;
-	json_t *root = json_pack("{s:s, s:I, s:o*}", "execute", command, "id",
-				 (json_int_t)++q->last_id, "arguments", args);
+	json_t *root;
 	size_t len;
 
+	if (args && !json_is_object(args))
+		return -ENOMEM;
+	root = json_pack("{s:s, s:I, s:o*}", "execute", command, "id", (json_int_t)++q->last_id,
+			 "arguments", args);
 	if (!root) /* jansson has released @args */
 		return -ENOMEM;
 	line = json_dumps(root, JSON_COMPACT);
@@ -283,8 +291,8 @@ int ferry_qmp_execute(struct ferry_qmp *q, const char *command, json_t *args, js
 
 int ferry_qmp_give_fd(struct ferry_qmp *q, const char *name, int fd, struct ferry_failure *f)
 {
-	return execute(q, FERRY_QMP_TIMEOUT_MS, -1, "getfd", json_pack("{s:s}", "fdname", name), fd,
-		       NULL, f);
+	return execute(q, FERRY_QMP_TIMEOUT_MS, -1, "getfd",
+		       FERRY_QMP_ARGS("{s:s}", "fdname", name), fd, NULL, f);
 }
 
 int ferry_qmp_human(struct ferry_qmp *q, const char *line, char **text, struct ferry_failure *f)
@@ -292,15 +300,19 @@ int ferry_qmp_human(struct ferry_qmp *q, const char *line, char **text, struct f
 	json_t *ret;
 	char *copy;
 	int rc = ferry_qmp_execute(q, "human-monitor-command",
-				   json_pack("{s:s}", "command-line", line), &ret, f);
+				   FERRY_QMP_ARGS("{s:s}", "command-line", line), &ret, f);
 
 	if (rc < 0)
 		return rc;
-	copy = json_is_string(ret) ? strdup(json_string_value(ret)) : NULL;
-	json_decref(ret);
-	if (!copy)
+	if (!json_is_string(ret)) {
+		json_decref(ret);
 		return ferry_fail(f, FERRY_REFUSE, -EPROTO, "QEMU's answer to '%s' is no text",
 				  line);
+	}
+	copy = strdup(json_string_value(ret));
+	json_decref(ret);
+	if (!copy)
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "QEMU's answer to '%s'", line);
 	*text = copy;
 	return 0;
 }

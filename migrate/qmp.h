@@ -40,9 +40,14 @@ const char *ferry_qmp_version(const struct ferry_qmp *q);
 /* To poll for input; then call ferry_qmp_event(). */
 int ferry_qmp_fd(const struct ferry_qmp *q);
 
+/* Arguments as json_pack() makes them. Without memory for them the command fails, and is not sent
+ * without them. */
+#define FERRY_QMP_ARGS(...) ferry_qmp_args(json_pack(__VA_ARGS__))
+json_t *ferry_qmp_args(json_t *args);
+
 /**
  * ferry_qmp_execute() - run a command and wait for its answer
- * @args: its arguments or NULL; given, on error too
+ * @args: its arguments, or NULL for none; given, on error too
  * @ret:  what it returned, the caller's to decref; NULL when nobody wants it
  * Errors: -EREMOTEIO (REFUSE): QEMU said no, its text is in @f. -ETIMEDOUT (REFUSE): no answer.
  *         -ECONNRESET (LOST): the monitor is gone, and QEMU most likely with it. -EPROTO (REFUSE):

@@ -26,6 +26,7 @@ struct ferry_switch_source {
 
 	struct ferry_qmp *qmp; /* owned; NULL before QEMU is there, and once it is gone */
 	bool vmm_gone;	       /* it was there */
+	bool vmm_unheard;      /* what it says can't be read any more */
 	struct ferry_qemu qemu;
 	struct ferry_qemu_setup setup;
 

@@ -22,7 +22,6 @@
 #define REDIAL_MIN_MS	  50u
 #define REDIAL_MAX_MS	  1000u
 #define UNDO_TELL_MS	  2000u /* for the target to be told; the guest runs again by then */
-#define CONT_TIMEOUT_MS	  60000
 #define CANCEL_TIMEOUT_MS 30000
 #define CANCEL_POLL_MS	  10
 #define STATE_NAME	  "pageferry-state" /* of the pipe, at QEMU */
@@ -184,7 +183,7 @@ static int run_on(struct ferry_switch_source *s, bool runs)
 	if (!runs && !s->entry.paused) {
 		ferry_warn(s->config->log, "a process that was killed has left the guest standing "
 					   "still; it is resumed");
-		rc = ferry_qmp_execute_within(s->qmp, CONT_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
+		rc = ferry_qemu_cont(s->qmp, &s->why);
 	}
 	if (rc < 0)
 		return rc;
@@ -397,8 +396,8 @@ static enum ferry_switch_event start_state(struct ferry_switch_source *s)
 		return FERRY_EV_FAILED;
 	ferry_watch_add(&s->watch, s->state_fd, FERRY_WATCH_STATE);
 	s->state_started = true;
-	rc = ferry_qmp_execute(s->qmp, "migrate", json_pack("{s:s}", "uri", "fd:" STATE_NAME), NULL,
-			       &s->why);
+	rc = ferry_qmp_execute(s->qmp, "migrate", FERRY_QMP_ARGS("{s:s}", "uri", "fd:" STATE_NAME),
+			       NULL, &s->why);
 	s->state_over = rc == -EREMOTEIO; /* it has not even begun */
 	if (rc < 0)
 		return vmm_failed(s, rc);
@@ -587,8 +586,8 @@ static void announce_guest(struct ferry_switch_source *s)
 {
 	if (s->stopped_said)
 		(void)ferry_qmp_execute(s->qmp, "announce-self",
-					json_pack("{s:i, s:i, s:i, s:i}", "initial", 50, "max", 550,
-						  "rounds", 5, "step", 100),
+					FERRY_QMP_ARGS("{s:i, s:i, s:i, s:i}", "initial", 50, "max",
+						       550, "rounds", 5, "step", 100),
 					NULL, NULL);
 }
 
@@ -599,7 +598,7 @@ static void cont_guest(struct ferry_switch_source *s)
 
 	if (!s->qmp || !s->state_started || !s->qemu.runs)
 		return;
-	rc = ferry_qmp_execute_within(s->qmp, CONT_TIMEOUT_MS, "cont", NULL, NULL, &why);
+	rc = ferry_qemu_cont(s->qmp, &why);
 	if (!rc) {
 		uint64_t stood_ns = s->stop_ns ? ferry_now_ns() - s->stop_ns : 0;
 

@@ -99,11 +99,25 @@ static enum ferry_switch_event on_migration(struct ferry_switch_target *s, const
 	return FERRY_EV_FAILED;
 }
 
+/* QEMU is only gone when its monitor is. With the guest given away nothing is waited for from it.
+ */
+static enum ferry_switch_event not_heard(struct ferry_switch_target *s, int rc)
+{
+	if (rc == -ECONNRESET)
+		return ferry_target_side_vmm_gone(s);
+	if (!ferry_switch_is_committed(&s->core))
+		return FERRY_EV_FAILED;
+	ferry_warn(s->config->log, "%s; nobody listens to it any more", s->why.text);
+	ferry_watch_remove(&s->watch, ferry_qmp_fd(s->qmp));
+	s->vmm_unheard = true;
+	return FERRY_EV_NOTHING;
+}
+
 static enum ferry_switch_event look_at_vmm(struct ferry_switch_target *s)
 {
 	enum ferry_switch_event event = FERRY_EV_NOTHING;
 
-	while (s->qmp && event == FERRY_EV_NOTHING) {
+	while (s->qmp && !s->vmm_unheard && event == FERRY_EV_NOTHING) {
 		struct ferry_qmp_message m;
 		int rc = ferry_qmp_event(s->qmp, &m, &s->why);
 		const char *status;
@@ -111,7 +125,7 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_target *s)
 		if (!rc)
 			break;
 		if (rc < 0)
-			return ferry_target_side_vmm_gone(s);
+			return not_heard(s, rc);
 		status = json_string_value(json_object_get(m.body, "status"));
 		if (!strcmp(m.text, "MIGRATION") && status && !ferry_switch_is_committed(&s->core))
 			event = on_migration(s, status);

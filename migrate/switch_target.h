@@ -18,6 +18,7 @@ struct ferry_switch_target {
 	struct ferry_watch watch;
 
 	struct ferry_qmp *qmp; /* owned; NULL once QEMU is gone, and mostly after taking over */
+	bool vmm_unheard;      /* what it says can't be read any more */
 	int pidfd;	       /* owned: of QEMU, after taking over; else -1 */
 	struct ferry_qemu qemu;
 	struct ferry_qemu_setup setup;

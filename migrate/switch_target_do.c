@@ -18,7 +18,6 @@
 
 /* QEMU reads the device state as fast as it loads it, which may need pages from the source. */
 #define LOAD_TIMEOUT_MS 30000
-#define CONT_TIMEOUT_MS 60000
 #define STOP_TIMEOUT_MS 10000 /* a processor that waits for a page does not stop */
 #define RTT_TIMEOUT_MS	1000
 #define VMM_ATTEMPTS	30		  /* of two seconds each */
@@ -418,7 +417,7 @@ static enum ferry_switch_event start_load(struct ferry_switch_target *s)
 	if (rc < 0)
 		return vmm_failed(s, rc);
 	rc = ferry_qmp_execute(s->qmp, "migrate-incoming",
-			       json_pack("{s:s}", "uri", "fd:" STATE_NAME), NULL, &s->why);
+			       FERRY_QMP_ARGS("{s:s}", "uri", "fd:" STATE_NAME), NULL, &s->why);
 	if (rc < 0)
 		return vmm_failed(s, rc);
 	return s->m.type == FERRY_FRAME_DEVICE_STATE
@@ -486,7 +485,7 @@ static enum ferry_switch_event run_guest(struct ferry_switch_target *s)
 	if (s->entry.paused)
 		ferry_info(s->config->log, "the guest was paused when it left and stays paused");
 	else if (!rc)
-		rc = ferry_qmp_execute_within(s->qmp, CONT_TIMEOUT_MS, "cont", NULL, NULL, &s->why);
+		rc = ferry_qemu_cont(s->qmp, &s->why);
 	if (rc < 0)
 		return rc == -ECONNRESET ? ferry_target_side_vmm_gone(s) : FERRY_EV_RUN_REFUSED;
 	note_downtime(s);

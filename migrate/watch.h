@@ -15,8 +15,16 @@ enum ferry_watch_what {
 	FERRY_WATCH_SERVE = 32,	  /* pages can't be served */
 };
 
+#define FERRY_WATCH_MAX 8
+
 struct ferry_watch {
 	int fd; /* owned: readable while any of the set is */
+	/* Those that the kernel had no memory for: tried again with each _wait. */
+	struct ferry_watch_missed {
+		int fd;
+		enum ferry_watch_what what;
+	} missed[FERRY_WATCH_MAX];
+	unsigned int n_missed;
 };
 
 /* Errors: negative errno. */
