@@ -40,7 +40,8 @@ static int set_up(struct ferry_tls *t, struct ferry_failure *f)
 		SSL_CTX_set_alpn_select_cb(t->ctx, select_alpn, NULL);
 	else if (!t->is_foreign)
 		ok = ok && !SSL_CTX_set_alpn_protos(t->ctx, alpn, sizeof(alpn));
-	SSL_CTX_set_app_data(t->ctx, t);
+	if (!SSL_CTX_set_app_data(t->ctx, t))
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "TLS");
 	return ok ? 0 : ferry_fail(f, FERRY_REFUSE, -ENOTSUP, "this OpenSSL has no TLS 1.3");
 }
 

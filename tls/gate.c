@@ -152,6 +152,7 @@ static void let_in(struct ferry_gate *g, int fd, const char *name)
 	struct guest *guest = malloc(sizeof(*guest));
 
 	if (!guest) {
+		ferry_warn(g->log, "a connection from %s was refused: %s", name, strerror(ENOMEM));
 		ferry_close(fd);
 		return;
 	}

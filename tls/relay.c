@@ -61,16 +61,35 @@ static void filled(struct half *h, size_t n)
 	h->end = n;
 }
 
-static void break_off(struct pump *p, int ret, int err)
+static void break_off(struct pump *p, const struct ferry_failure *f)
 {
 	struct ferry_relay *r = p->r;
+
+	ferry_tls_keep_story(r->tls, r->app_fd, f);
+	if (!p->app_gone)
+		ferry_warn(r->tls->log, "%s: %s", r->name, f->text);
+	p->broken = true;
+}
+
+static void break_peer(struct pump *p, int ret, int err)
+{
 	struct ferry_failure f = {0};
 
-	ferry_handshake_explain(r->tls, r->ssl, ret, err, false, &f);
-	ferry_tls_keep_story(r->tls, r->app_fd, &f);
-	if (!p->app_gone)
-		ferry_warn(r->tls->log, "%s: %s", r->name, f.text);
-	p->broken = true;
+	ferry_handshake_explain(p->r->tls, p->r->ssl, ret, err, false, &f);
+	break_off(p, &f);
+}
+
+/* Of the pair: a reset means that its end was closed, with unread bytes. */
+static void break_app(struct pump *p, int err)
+{
+	struct ferry_failure f = {0};
+
+	if (err == EPIPE || err == ECONNRESET) {
+		p->app_gone = true;
+		return;
+	}
+	ferry_fail_errno(&f, FERRY_LINK, -err, "TLS: the socket pair");
+	break_off(p, &f);
 }
 
 /* --- steps: each returns whether it got anywhere ---------------------------------------------- */
@@ -90,8 +109,8 @@ static bool read_app(struct pump *p)
 		p->inner_events |= POLLIN;
 		return errno == EINTR;
 	}
-	/* A reset: it was closed with unread bytes. */
-	p->app_gone |= n < 0;
+	if (n < 0)
+		break_app(p, errno);
 	p->out.eof = true;
 	return true;
 }
@@ -107,7 +126,7 @@ static bool would_block(struct pump *p, int ret, int err)
 		p->tcp_events |= POLLOUT;
 		return true;
 	default:
-		break_off(p, ret, err);
+		break_peer(p, ret, err);
 		return false;
 	}
 }
@@ -190,8 +209,9 @@ static bool write_app(struct pump *p)
 		p->inner_events |= POLLOUT;
 		return false;
 	}
-	p->app_gone |= errno != EINTR;
-	return true;
+	if (errno != EINTR)
+		break_app(p, errno);
+	return !p->broken;
 }
 
 static bool close_app(struct pump *p)
@@ -277,13 +297,16 @@ static void run_pump(struct pump *p)
 void ferry_relay_pump(struct ferry_relay *r, int inner)
 {
 	struct pump p = {.r = r, .inner = inner};
+	struct ferry_failure f = {0};
 
 	p.out.data = malloc(HALF_BYTES);
 	p.in.data = malloc(HALF_BYTES);
-	if (p.out.data && p.in.data)
+	if (p.out.data && p.in.data) {
 		run_pump(&p);
-	else
-		ferry_warn(r->tls->log, "%s: TLS: out of memory", r->name);
+	} else {
+		ferry_fail_errno(&f, FERRY_LINK, -ENOMEM, "TLS");
+		break_off(&p, &f);
+	}
 	free(p.out.data);
 	free(p.in.data);
 	ferry_close(inner);

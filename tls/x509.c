@@ -88,9 +88,11 @@ static int load_ca(struct ferry_tls *t, const char *path, struct ferry_failure *
 	if (rc < 0)
 		return rc;
 	while ((cert = PEM_read_bio_X509(in, NULL, NULL, NULL))) {
-		n++;
-		X509_STORE_add_cert(store, cert);
-		SSL_CTX_add_client_CA(t->ctx, cert);
+		/* One whose key can't be used has signed for nobody. */
+		if (X509_get0_pubkey(cert) && X509_STORE_add_cert(store, cert)) {
+			n++;
+			SSL_CTX_add_client_CA(t->ctx, cert);
+		}
 		X509_free(cert);
 	}
 	BIO_free(in);
@@ -103,6 +105,7 @@ static int load_ca(struct ferry_tls *t, const char *path, struct ferry_failure *
 static int load_crl(struct ferry_tls *t, const char *path, struct ferry_failure *f)
 {
 	X509_STORE *store = SSL_CTX_get_cert_store(t->ctx);
+	bool is_whole = true;
 	unsigned int n = 0;
 	X509_CRL *crl;
 	BIO *in;
@@ -114,11 +117,11 @@ static int load_crl(struct ferry_tls *t, const char *path, struct ferry_failure 
 		return rc;
 	while ((crl = PEM_read_bio_X509_CRL(in, NULL, NULL, NULL))) {
 		n++;
-		X509_STORE_add_crl(store, crl);
+		is_whole = is_whole && X509_STORE_add_crl(store, crl);
 		X509_CRL_free(crl);
 	}
 	BIO_free(in);
-	if (!n || !is_end_of_file())
+	if (!n || !is_whole || !is_end_of_file())
 		return cannot_read(path, f);
 	ERR_clear_error();
 	X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK);
@@ -172,12 +175,14 @@ static int check_own(struct ferry_tls *t, const struct paths *p, struct ferry_fa
 	int err, depth;
 
 	SSL_CTX_get0_chain_certs(t->ctx, &chain);
-	if (!c || !X509_STORE_CTX_init(c, SSL_CTX_get_cert_store(t->ctx),
-				       SSL_CTX_get0_certificate(t->ctx), chain)) {
+	if (!c ||
+	    !X509_STORE_CTX_init(c, SSL_CTX_get_cert_store(t->ctx),
+				 SSL_CTX_get0_certificate(t->ctx), chain) ||
+	    !X509_STORE_CTX_set_default(c, t->accepts ? "ssl_server" : "ssl_client")) {
+		ERR_clear_error();
 		X509_STORE_CTX_free(c);
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "certificates");
 	}
-	X509_STORE_CTX_set_default(c, t->accepts ? "ssl_server" : "ssl_client");
 	X509_verify_cert(c);
 	err = X509_STORE_CTX_get_error(c);
 	depth = X509_STORE_CTX_get_error_depth(c);
