@@ -101,7 +101,10 @@ static const char *error_name(enum fault_call call, int error)
 		return "short";
 	if (error == FAULT_KILL)
 		return "killed";
-	return call == FAULT_getaddrinfo ? gai_strerror(error) : strerrorname_np(error);
+	if (error == FAULT_CUT)
+		return "cut";
+	return call == FAULT_getaddrinfo || call == FAULT_getnameinfo ? gai_strerror(error)
+								      : strerrorname_np(error);
 }
 
 /* Return: whether the child came to its end. */

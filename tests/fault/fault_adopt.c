@@ -280,7 +280,7 @@ static bool is_killed(const struct process *p)
 /* Was it killed on the way? It may take a moment. */
 static bool was_killed(const struct process *p)
 {
-	if (!fault_has_killed())
+	if (!fault_has_struck_with(FAULT_KILL))
 		return false;
 	for (int i = 0; i < SETTLE_MS && !is_killed(p); i++)
 		usleep(1000);

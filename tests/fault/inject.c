@@ -14,9 +14,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -68,9 +70,9 @@ void fault_rearm(void)
 	atomic_store(&armed, true);
 }
 
-bool fault_has_killed(void)
+bool fault_has_struck_with(int error)
 {
-	return fault_has_struck() && the_error == FAULT_KILL;
+	return fault_has_struck() && the_error == error;
 }
 
 bool fault_has_struck(void)
@@ -199,6 +201,16 @@ WRAP(char *, strdup, (const char *s))
 	return p;
 }
 
+WRAP(char *, strndup, (const char *s, size_t n))
+{
+	char *p;
+
+	FAIL_WITH(STRIKE(strndup), NULL);
+	p = __real_strndup(s, n);
+	note(p, __builtin_return_address(0));
+	return p;
+}
+
 WRAP(void *, realloc, (void *old, size_t size))
 {
 	void *p;
@@ -244,6 +256,8 @@ WRAP(int, munmap, (void *p, size_t len))
 	return __real_munmap(p, len);
 }
 
+int __real_close(int fd);
+
 #define WRAP_INT(name, params, args)                                                               \
 	WRAP(int, name, params)                                                                    \
 	{                                                                                          \
@@ -276,6 +290,49 @@ WRAP_INT(ftruncate64, (int fd, off_t len), (fd, len))
 WRAP_INT(flock, (int fd, int op), (fd, op))
 WRAP_INT(fstat64, (int fd, struct stat *st), (fd, st))
 WRAP_INT(mlock2, (const void *p, size_t len, unsigned int flags), (p, len, flags))
+
+WRAP_INT(fsync, (int fd), (fd))
+WRAP_INT(rename, (const char *from, const char *to), (from, to))
+WRAP_INT(stat64, (const char *path, struct stat *st), (path, st))
+WRAP_INT(signalfd, (int fd, const sigset_t *set, int flags), (fd, set, flags))
+WRAP_INT(socketpair, (int domain, int type, int protocol, int fds[2]),
+	 (domain, type, protocol, fds))
+WRAP_INT(epoll_create1, (int flags), (flags))
+WRAP_INT(epoll_wait, (int fd, struct epoll_event *e, int n, int ms), (fd, e, n, ms))
+
+WRAP(int, epoll_ctl, (int fd, int op, int of, struct epoll_event *e))
+{
+	if (op != EPOLL_CTL_DEL)
+		FAIL_WITH(STRIKE(epoll_ctl), -1);
+	return __real_epoll_ctl(fd, op, of, e);
+}
+
+WRAP(pid_t, fork, (void))
+{
+	FAIL_WITH(STRIKE(fork), -1);
+	return __real_fork();
+}
+
+WRAP(char *, mkdtemp, (char *path))
+{
+	FAIL_WITH(STRIKE(mkdtemp), NULL);
+	return __real_mkdtemp(path);
+}
+
+WRAP(FILE *, open_memstream, (char **text, size_t *len))
+{
+	FAIL_WITH(STRIKE(open_memstream), NULL);
+	return __real_open_memstream(text, len);
+}
+
+WRAP(int, getnameinfo,
+     (const struct sockaddr *sa, socklen_t len, char *host, socklen_t host_len, char *port,
+      socklen_t port_len, int flags))
+{
+	int e = STRIKE(getnameinfo);
+
+	return e ? e : __real_getnameinfo(sa, len, host, host_len, port, port_len, flags);
+}
 
 WRAP(int, getaddrinfo,
      (const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **out))
@@ -424,6 +481,45 @@ WRAP(int, ferry_inject_syscall,
 	return __real_ferry_inject_syscall(in, nr, args, result);
 }
 
+/* --- libraries that have hooks for it ------------------------------------------------------------
+ */
+
+void *fault_openssl_malloc(size_t size, const char *file, int line)
+{
+	(void)file, (void)line;
+	FAIL_WITH(STRIKE(openssl), NULL);
+	return __real_malloc(size);
+}
+
+void *fault_openssl_realloc(void *p, size_t size, const char *file, int line)
+{
+	(void)file, (void)line;
+	FAIL_WITH(STRIKE(openssl), NULL);
+	return __real_realloc(p, size);
+}
+
+void fault_openssl_free(void *p, const char *file, int line)
+{
+	(void)file, (void)line;
+	__real_free(p);
+}
+
+void *fault_jansson_malloc(size_t size)
+{
+	void *p;
+
+	FAIL_WITH(STRIKE(jansson), NULL);
+	p = __real_malloc(size);
+	note(p, __builtin_return_address(0));
+	return p;
+}
+
+void fault_jansson_free(void *p)
+{
+	strike_out(p);
+	__real_free(p);
+}
+
 /* --- bytes --------------------------------------------------------------------------------------- */
 
 WRAP(ssize_t, recv, (int fd, void *p, size_t len, int flags))
@@ -436,6 +532,35 @@ WRAP(ssize_t, send, (int fd, const void *p, size_t len, int flags))
 {
 	FAIL_TRANSFER(send, len);
 	return __real_send(fd, p, len, flags);
+}
+
+static void drop_descriptors(struct msghdr *msg)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+		size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		for (size_t i = 0; i < n && c->cmsg_type == SCM_RIGHTS; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(fd), sizeof(fd));
+			__real_close(fd);
+		}
+		msg->msg_flags |= MSG_CTRUNC;
+	}
+	msg->msg_controllen = 0;
+}
+
+/* Without a free descriptor the message comes, and what is with it does not. */
+WRAP(ssize_t, recvmsg, (int fd, struct msghdr *msg, int flags))
+{
+	int e = STRIKE(recvmsg);
+	ssize_t n;
+
+	FAIL_WITH(e == FAULT_CUT ? 0 : e, -1);
+	n = __real_recvmsg(fd, msg, flags);
+	if (e == FAULT_CUT && n >= 0)
+		drop_descriptors(msg);
+	return n;
 }
 
 /* The first part of a vector, as far as half of its first entry. */

@@ -16,6 +16,7 @@
 
 #define FAULT_SHORT 10000 /* instead of an errno: half of what was asked for is done */
 #define FAULT_KILL  10001 /* or: the process fault_victim is killed just before the call */
+#define FAULT_CUT   10002 /* or: what is received is there, but for its descriptors */
 
 /* The calls, and how each may fail. */
 #define FAULT_CALLS(X)                                                                             \
@@ -30,6 +31,7 @@
 	X(eventfd, EMFILE, ENOMEM)                                                                 \
 	X(memfd_create, EMFILE)                                                                    \
 	X(socket, EMFILE, ENOBUFS)                                                                 \
+	X(socketpair, EMFILE, ENOMEM)                                                              \
 	X(bind, EADDRINUSE)                                                                        \
 	X(listen, EADDRINUSE)                                                                      \
 	X(accept4, EMFILE, ECONNABORTED, EINTR)                                                    \
@@ -38,24 +40,31 @@
 	X(setsockopt, ENOMEM)                                                                      \
 	X(getsockopt, ENOBUFS)                                                                     \
 	X(getsockname, ENOBUFS)                                                                    \
+	X(getnameinfo, EAI_MEMORY)                                                                 \
 	X(recv, ECONNRESET, EINTR, EAGAIN, FAULT_SHORT)                                            \
-	X(send, ECONNRESET, EINTR, EAGAIN, FAULT_SHORT)                                            \
+	X(send, ECONNRESET, EINTR, EAGAIN, ENOBUFS, FAULT_SHORT)                                   \
 	X(sendmsg, ECONNRESET, EINTR, EAGAIN, ENOBUFS, FAULT_SHORT)                                \
+	X(recvmsg, ECONNRESET, EINTR, EAGAIN, ENOMEM, FAULT_CUT)                                   \
 	X(poll, EINTR, ENOMEM)                                                                     \
 	X(open64, EMFILE, EIO, EACCES)                                                             \
 	X(openat64, EMFILE, EIO, ENOSPC)                                                           \
 	X(fopen64, EMFILE)                                                                         \
-	X(read, EIO, EAGAIN)                                                                       \
+	X(open_memstream, ENOMEM)                                                                  \
+	X(read, EIO, EAGAIN, EINTR, FAULT_SHORT)                                                   \
 	X(pread64, EIO, EINTR, FAULT_SHORT)                                                        \
 	X(preadv64v2, EIO, EAGAIN, FAULT_SHORT)                                                    \
 	X(process_vm_readv, EFAULT, ENOMEM, FAULT_SHORT)                                           \
 	X(write, ENOSPC, EIO, EINTR, FAULT_SHORT)                                                  \
 	X(pwrite64, ENOSPC, EIO, EINTR, FAULT_SHORT)                                               \
 	X(fdatasync, EIO)                                                                          \
+	X(fsync, EIO)                                                                              \
+	X(rename, ENOSPC)                                                                          \
+	X(mkdtemp, ENOSPC)                                                                         \
 	X(ftruncate64, EIO)                                                                        \
 	X(posix_fallocate64, ENOSPC)                                                               \
 	X(flock, EINTR, ENOLCK)                                                                    \
 	X(fstat64, EIO)                                                                            \
+	X(stat64, EIO)                                                                             \
 	X(lseek64, EIO)                                                                            \
 	X(dupfd, EMFILE)                                                                           \
 	X(getrandom, EINTR)                                                                        \
@@ -70,6 +79,14 @@
 	X(ptrace, FAULT_KILL)                                                                      \
 	X(ptrace_seize, EPERM, ESRCH)                                                              \
 	X(ptrace_get, ENOMEM)                                                                      \
+	X(fork, EAGAIN, ENOMEM)                                                                    \
+	X(signalfd, EMFILE)                                                                        \
+	X(openssl, ENOMEM)                                                                         \
+	X(epoll_create1, EMFILE)                                                                   \
+	X(epoll_ctl, ENOMEM)                                                                       \
+	X(epoll_wait, EINTR)                                                                       \
+	X(strndup, ENOMEM)                                                                         \
+	X(jansson, ENOMEM)                                                                         \
 	X(ferry_inject_syscall, EMFILE, ENOMEM, EPERM, FAULT_KILL)                                 \
 	X(io_uring_queue_init, ENOMEM, EMFILE, ENOSYS)                                             \
 	X(io_uring_submit, EAGAIN, EINTR)                                                          \
@@ -92,6 +109,13 @@ struct fault_call_desc {
 
 extern const struct fault_call_desc fault_calls[FAULT_N_CALLS];
 
+/* What libraries that have hooks for it are to allocate with. */
+void *fault_openssl_malloc(size_t size, const char *file, int line);
+void *fault_openssl_realloc(void *p, size_t size, const char *file, int line);
+void fault_openssl_free(void *p, const char *file, int line);
+void *fault_jansson_malloc(size_t size);
+void fault_jansson_free(void *p);
+
 /* Threads begin as counted. The test's own say that they are not. */
 extern _Thread_local bool fault_exempt;
 
@@ -105,8 +129,7 @@ void fault_disarm(void);
 void fault_rearm(void);
 /* Has it come to that? */
 bool fault_has_struck(void);
-/* By FAULT_KILL? */
-bool fault_has_killed(void);
+bool fault_has_struck_with(int error);
 /* Where, as an offset into the program for addr2line. */
 uintptr_t fault_struck_at(void);
 uint64_t fault_count(enum fault_call call);
