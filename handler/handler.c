@@ -12,7 +12,8 @@
 #include "base/net.h"
 #include "handler/keeper_link.h"
 
-#define N_EVENTS 64u
+#define N_EVENTS	64u
+#define SHORT_MEMORY_MS 1 /* until a wait is tried again */
 
 struct ferry_handler {
 	struct ferry_handler_config config;
@@ -202,7 +203,8 @@ static void hear(struct ferry_handler *h)
 	struct ferry_keeper_packet *p = &h->packet;
 	int rc = ferry_keeper_receive(h->link, p);
 
-	if (rc == -EAGAIN || rc == -EBADMSG)
+	/* With a shortage of memory it is still there. */
+	if (rc == -EAGAIN || rc == -EBADMSG || rc == -ENOMEM)
 		return;
 	if (rc < 0) {
 		h->link = -1;
@@ -240,8 +242,12 @@ int ferry_handler_wait(struct ferry_handler *h, int timeout_ms, int stop_fd,
 			return 0;
 		reap(h);
 		rc = poll(p, FERRY_ARRAY_SIZE(p), timeout_ms);
-		if (rc < 0 && errno != EINTR)
+		if (rc < 0 && errno == ENOMEM)
+			(void)poll(NULL, 0, SHORT_MEMORY_MS);
+		else if (rc < 0 && errno != EINTR)
 			return -errno;
+		if (rc < 0)
+			continue;
 		if (!rc) {
 			*e = (struct ferry_handler_event){.type = FERRY_HANDLER_NOTHING};
 			return 0;
@@ -318,7 +324,8 @@ int ferry_handler_new(struct ferry_handler **out, const struct ferry_handler_con
 	for (uint32_t i = 0; i < config->start->n_slots; i++) {
 		const struct ferry_kept_vm *vm = &config->start->vms[i];
 
-		if (vm->id)
+		/* Without what is known of them they would get back what they had discarded. */
+		if (vm->id && !vm->is_unkept)
 			add_vm(h, vm->id, vm->conn, vm->uffd, vm->known, vm->message,
 			       vm->message_bytes);
 	}

@@ -23,6 +23,7 @@
 #define SHORT_LIFE_NS  (5 * (uint64_t)FERRY_NS_PER_S)
 #define BACKOFF_MIN_MS 50u
 #define BACKOFF_MAX_MS 2000u
+#define SHORT_MEMORY_MS 1  /* until a wait is tried again */
 
 #define FREE_SLOT ((struct ferry_kept_vm){.conn = -1, .uffd = -1, .known = -1})
 
@@ -121,6 +122,18 @@ static bool tell(struct keeper *k)
 	return true;
 }
 
+/* @known: given; -1 when there was no descriptor free for it */
+static void keep(struct keeper *k, struct ferry_kept_vm *vm, int known)
+{
+	vm->known = known;
+	vm->is_unkept = known < 0;
+	if (vm->is_unkept)
+		say(k, EPERM,
+		    "no descriptor is free to keep what is known of VM %llu's pages: should its "
+		    "worker die, it waits for ever",
+		    (unsigned long long)vm->id);
+}
+
 /* Read what the worker has to say, also after its death. */
 static void hear(struct keeper *k)
 {
@@ -132,7 +145,7 @@ static void hear(struct keeper *k)
 		if (vm && p->type == FERRY_KEEPER_FORGET)
 			forget(vm);
 		if (vm && p->type == FERRY_KEEPER_KEEP && vm->known < 0)
-			vm->known = TAKE_FD(p->fds[0]);
+			keep(k, vm, TAKE_FD(p->fds[0]));
 		ferry_close(p->fds[0]);
 		ferry_close(p->fds[1]);
 	}
@@ -199,7 +212,7 @@ static void read_incoming(struct keeper *k, struct incoming *in)
 		ferry_close(fd);
 	if (n <= 0 || cut) {
 		say(k, EPERM, "process %d %s; it is turned away", (int)in->pid,
-		    cut ? "sent more than 16 descriptors"
+		    cut ? "sent more than 16 descriptors, or there is none free for them"
 			: "closed before its message was complete");
 		drop(in);
 		return;
@@ -404,8 +417,13 @@ static int step(struct keeper *k, bool all_told)
 			       .events = POLLIN};
 	for (uint32_t i = 0; i < MAX_INCOMING; i++)
 		p[3 + i] = (struct pollfd){.fd = k->incoming[i].conn, .events = POLLIN};
-	if (poll(p, FERRY_ARRAY_SIZE(p), wait_ms(k, ferry_now_ns())) < 0 && errno != EINTR)
-		return -errno;
+	if (poll(p, FERRY_ARRAY_SIZE(p), wait_ms(k, ferry_now_ns())) < 0) {
+		if (errno != EINTR && errno != ENOMEM)
+			return -errno;
+		if (errno == ENOMEM)
+			(void)poll(NULL, 0, SHORT_MEMORY_MS);
+		return 0;
+	}
 	if (p[0].revents)
 		take_signals(k);
 	if (p[1].revents)

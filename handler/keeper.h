@@ -38,7 +38,8 @@ struct ferry_kept_vm {
 	int known; /* memfd; -1 until the worker gave it */
 	char *message;
 	uint32_t message_bytes;
-	bool told; /* the worker knows of it */
+	bool told;	/* the worker knows of it */
+	bool is_unkept; /* ->known could not be taken: no other worker can serve it */
 };
 
 /* What a worker begins with. The descriptors of the VMs are its to close. */

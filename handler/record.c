@@ -119,11 +119,26 @@ void ferry_record_fault(struct ferry_record_vm *vm, uint64_t offset)
 	atomic_store_explicit(&vm->n, n + 1, memory_order_release);
 }
 
+static int write_whole(const char *path, const char *text, size_t len)
+{
+	_cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+
+	if (fd < 0)
+		return -errno;
+	for (size_t at = 0; at < len;) {
+		ssize_t n = write(fd, text + at, len - at);
+
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		at += n > 0 ? (size_t)n : 0;
+	}
+	return fsync(fd) < 0 ? -errno : 0;
+}
+
 /* Whole, or not at all. */
 static int store(struct ferry_record *r, struct ferry_failure *f)
 {
 	_cleanup_free_ char *text = NULL;
-	_cleanup_close_ int fd = -1;
 	char tmp[4096];
 	size_t len;
 	int rc = ferry_working_set_print(&r->set, &text, &len);
@@ -132,19 +147,13 @@ static int store(struct ferry_record *r, struct ferry_failure *f)
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", r->path);
 	if (snprintf(tmp, sizeof(tmp), "%s.new", r->path) >= (int)sizeof(tmp))
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENAMETOOLONG, "%s", r->path);
-	fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-	if (fd < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "%s", tmp);
-	for (size_t at = 0; at < len;) {
-		ssize_t n = write(fd, text + at, len - at);
-
-		if (n < 0)
-			return ferry_fail_errno(f, FERRY_REFUSE, -errno, "%s", tmp);
-		at += (size_t)n;
-	}
-	if (fsync(fd) < 0 || rename(tmp, r->path) < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "%s", r->path);
-	return 0;
+	rc = write_whole(tmp, text, len);
+	if (!rc && rename(tmp, r->path) < 0)
+		rc = -errno;
+	if (!rc)
+		return 0;
+	unlink(tmp);
+	return ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", r->path);
 }
 
 int ferry_record_end(struct ferry_record *r, struct ferry_record_vm *vm, uint64_t *n_pages,

@@ -113,6 +113,7 @@ int ferry_working_set_runs(const struct ferry_working_set *w, struct ferry_worki
 int ferry_working_set_print(const struct ferry_working_set *w, char **out, size_t *len)
 {
 	struct ferry_working_run *runs;
+	bool is_whole;
 	size_t n;
 	FILE *to;
 	int rc = ferry_working_set_runs(w, &runs, &n);
@@ -131,7 +132,8 @@ int ferry_working_set_print(const struct ferry_working_set *w, char **out, size_
 			runs[i].first_page * FERRY_PAGE_SIZE_DEFAULT,
 			runs[i].n_pages * FERRY_PAGE_SIZE_DEFAULT, runs[i].count);
 	free(runs);
-	if (!fclose(to))
+	is_whole = !ferror(to);
+	if (!fclose(to) && is_whole)
 		return 0;
 	free(*out);
 	return -ENOMEM;
