@@ -33,6 +33,7 @@
 #define BYTES	    ((size_t)N_PAGES * PAGE)
 #define STATE_BYTES (96u * 1024)
 #define LIMIT_MS    20000
+#define LOST_MS	    1000   /* then both sides are told to end, and started again */
 #define MOST_MS	    100000 /* of a whole move */
 #define ALONE_MS    500	   /* the target, once the source has ended */
 
@@ -360,6 +361,8 @@ struct side {
 struct move {
 	struct vmm *from, *to;
 	struct side source, target;
+	_Atomic bool lost; /* the source could not read a page: it is not asked for again before a
+			      new epoch */
 	struct ferry_migrate_config migrate;
 	struct ferry_receive_config receive;
 };
@@ -369,6 +372,14 @@ static void drop_line(void *ctx, enum ferry_log_level level, const char *line)
 	(void)ctx, (void)level;
 	if (getenv("PAGEFERRY_FAULT_LOG"))
 		fprintf(stderr, "%s\n", line);
+}
+
+static void note_lost(void *ctx, const struct ferry_failure *f)
+{
+	struct move *m = ctx;
+
+	(void)f;
+	m->lost = true;
 }
 
 static void *run_source(void *arg)
@@ -409,7 +420,8 @@ static bool set_up_target(struct move *m, enum ferry_recovery recovery, bool aga
 						   .listen_fd = -1,
 						   .stop_fd = eventfd(0, EFD_CLOEXEC),
 						   .state_dir = folder,
-						   .log = &m->target.log};
+						   .log = &m->target.log,
+						   .observer = {.lost = note_lost, .ctx = m}};
 	if (!ferry_addr_parse(&any, "127.0.0.1:0", NULL))
 		m->receive.listen_fd = ferry_net_listen(again ? &at : &any, NULL);
 	return m->receive.listen_fd >= 0 && m->receive.stop_fd >= 0 &&
@@ -423,7 +435,7 @@ static bool set_up_source(struct move *m, enum ferry_recovery recovery)
 	m->migrate = (struct ferry_migrate_config){.qmp_path = m->from->path,
 						   .recovery = recovery,
 						   .to = m->receive.address,
-						   .stop_fd = -1,
+						   .stop_fd = eventfd(0, EFD_CLOEXEC),
 						   .state_dir = folder,
 						   .log = &m->source.log};
 	return !pthread_create(&m->source.thread, NULL, run_source, m);
@@ -447,6 +459,11 @@ static void end_target(struct move *m)
 static bool await_source(struct move *m)
 {
 	for (unsigned int i = 0; i < MOST_MS && !m->source.over; i++) {
+		if (m->lost && i > LOST_MS) {
+			eventfd_write(m->migrate.stop_fd, 1);
+			eventfd_write(m->receive.stop_fd, 1);
+			return await(&m->source.over, LIMIT_MS);
+		}
 		if (m->target.over && m->target.outcome == FERRY_OUTCOME_WAITS && i > ALONE_MS) {
 			end_target(m);
 			m->target.counts = false;
@@ -472,6 +489,7 @@ static const char *run_move(struct move *m, enum ferry_recovery recovery)
 	if (!await(&m->target.over, 2 * LIMIT_MS))
 		return "the target hangs";
 	pthread_join(m->source.thread, NULL);
+	close(m->migrate.stop_fd);
 	end_target(m);
 	return NULL;
 }
