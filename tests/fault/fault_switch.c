@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -564,14 +565,22 @@ static const char *go_on(struct vmm *from, struct vmm *to, const struct move *m)
 	return wrong ? wrong : is_at_target(from, to);
 }
 
+/* Those that say something: one that could not be locked is empty. Away with them, for the next
+ * run. */
 static unsigned int count_records(void)
 {
 	unsigned int n = 0;
 	struct dirent *e;
 	DIR *d = opendir(folder);
 
-	while (d && (e = readdir(d)))
-		n += e->d_name[0] != '.' && strncmp(e->d_name, "qmp-", 4);
+	while (d && (e = readdir(d))) {
+		struct stat st;
+
+		if (e->d_name[0] == '.' || !strncmp(e->d_name, "qmp-", 4))
+			continue;
+		n += !fstatat(dirfd(d), e->d_name, &st, 0) && st.st_size;
+		unlinkat(dirfd(d), e->d_name, 0);
+	}
 	if (d)
 		closedir(d);
 	return n;
