@@ -561,8 +561,9 @@ static const char *go_on(struct vmm *from, struct vmm *to, const struct move *m)
 		return "it was given away, and runs at the source";
 	if (m->target.outcome == FERRY_OUTCOME_DONE || m->source.outcome == FERRY_OUTCOME_DONE)
 		return is_at_target(from, to);
+	/* One that had everything when it was told to end has nothing to recover. */
 	wrong = move_whole(from, to, FERRY_RECOVER_ONLY);
-	return wrong ? wrong : is_at_target(from, to);
+	return is_at_target(from, to) ? wrong ?: is_at_target(from, to) : NULL;
 }
 
 /* Those that say something: one that could not be locked is empty. Away with them, for the next
