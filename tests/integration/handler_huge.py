@@ -5,36 +5,17 @@ import os
 import signal
 import sys
 
-from cli_support import Serve, Skip, main, need_root, wait_for
-from handler_support import MIB, Handler, Vmm, snapshot
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), ".."))
+from huge_pages import HugePages  # noqa: E402  pylint: disable=wrong-import-position
+from cli_support import Serve, Skip, main, need_root, wait_for  # noqa: E402  pylint: disable=wrong-import-position
+from handler_support import MIB, Handler, Vmm, snapshot  # noqa: E402  pylint: disable=wrong-import-position
 
-POOL = "/proc/sys/vm/nr_hugepages"
 HUGE = 2 * MIB
 N = 24
 
 
-class HugePages:
-    """More pages in the machine's pool, as long as the test runs."""
-
-    def __enter__(self):
-        with open(POOL, encoding="ascii") as f:
-            self.before = int(f.read())
-        self.set(self.before + N)
-        with open(POOL, encoding="ascii") as f:
-            if int(f.read()) < self.before + N:
-                self.set(self.before)
-                raise Skip(f"no {N} huge pages to be had")
-
-    def __exit__(self, *_):
-        self.set(self.before)
-
-    def set(self, n):
-        with open(POOL, "w", encoding="ascii") as f:
-            f.write(str(n))
-
-
 def restore(folder, path, *source):
-    with HugePages(), Handler(folder, *source) as h, Vmm(h, path, 8 * HUGE, 2 * HUGE, page=HUGE) as vm:
+    with HugePages(N, Skip), Handler(folder, *source) as h, Vmm(h, path, 8 * HUGE, 2 * HUGE, page=HUGE) as vm:
         vm.connected().good("touch", 3)
         vm.ask("drop", 25)
         vm.good("touch", 3)

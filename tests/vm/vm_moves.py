@@ -8,7 +8,10 @@ import os
 import sys
 
 import vm_support
-from vm_support import MIB
+from vm_support import MIB, Skip
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), ".."))
+from huge_pages import HugePages  # noqa: E402  pylint: disable=wrong-import-position
 
 PAGE = 4096
 RECEIVE_COUNTS = ("pages_known", "pages_urgent", "pages_pushed", "pages_zero", "wire_bytes", "faults",
@@ -95,6 +98,23 @@ def backend_memfd_and_two_cpus(lab):
 def backends_of_two_kinds(lab):
     source = lab.guest()
     lab.move(source, lab.target(source, backend="memfd"))
+
+
+def huge_pages(lab):
+    """In pages of 2 MiB, there and back; a target with small ones is refused."""
+    with HugePages(2 * int(lab.args.mem[:-1]) // 2 + 16, Skip):
+        source = lab.new_guest(backend="hugetlb")
+        for _ in range(2):
+            target = lab.target(source)
+            _, received = lab.move(source, target, receive=("--verify",))
+            assert received["verify"]["complete"] and not received["verify"]["wrong"], received
+            source = target
+        small = lab.target(source, backend="memfd")
+        receive = lab.receive(small)
+        lab.migrate(source, receive.address).refuses("use huge pages on both sides or on neither")
+        lab.stayed(source)
+        for vm in (small, source):
+            lab.retire(vm)
 
 
 def machine_microvm(lab):
@@ -205,7 +225,7 @@ CASES = {f.__name__: f for f in (
     moves_and_keeps_its_memory, each_stage_is_told_in_order, source_never_runs_again, back_and_forth,
     several_bulk_connections, push_of_limited_rate, paused_guest_stays_paused, qemus_own_postcopy_is_set_aside,
     memory_stays_small, discarded_pages_are_zero_again, backends_of_two_kinds, backend_memfd_and_two_cpus,
-    machine_microvm)}
+    machine_microvm, huge_pages)}
 
 
 if __name__ == "__main__":
