@@ -270,7 +270,7 @@ static int read_text(const char *folder, const char *name, char **out, struct fe
 	if (n != st.st_size)
 		return ferry_fail_errno(f, FERRY_REFUSE, n < 0 ? -errno : -EIO, "%s", name);
 	if (strlen(text) != (size_t)n)
-		return bad(f, name);
+		return ferry_fail(f, FERRY_REFUSE, -EBADMSG, "%s is no text: it has a byte of 0", name);
 	*out = TAKE_PTR(text);
 	return 0;
 }
