@@ -309,8 +309,10 @@ int ferry_handler_new(struct ferry_handler **out, const struct ferry_handler_con
 {
 	struct ferry_handler *h = calloc(1, sizeof(*h));
 
-	if (!h)
+	if (!h) {
+		ferry_close(config->start->link);
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "handler");
+	}
 	h->config = *config;
 	h->link = config->start->link;
 	h->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
