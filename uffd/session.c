@@ -719,6 +719,10 @@ void *ferry_engine_session_thread(void *target)
 		session_run(&s);
 	else
 		report_first(&s, ferry_fail_errno(&s.why, FERRY_REFUSE, -ENOMEM, "session"));
+	/* It may all be over before the first attempt. */
+	report_first(&s, atomic_load(&s.t->gone)
+				 ? ferry_fail(&s.why, FERRY_LOST, -ESRCH, "the process has ended")
+				 : ferry_fail(&s.why, FERRY_LINK, -ECANCELED, "stopped"));
 	free(s.m);
 	free(s.bits);
 	return NULL;
