@@ -22,9 +22,10 @@ import time
 from contextlib import ExitStack
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.append(os.path.join(HERE, "..", "tests", "integration"))
+sys.path += [HERE, os.path.join(HERE, "..", "tests", "integration")]
 from cli_support import Run, Serve  # noqa: E402
 from handler_support import MIB, Handler, Vmm, snapshot  # noqa: E402
+import host  # noqa: E402
 
 SEED = 7
 
@@ -117,7 +118,7 @@ def main():
     o = a.parse_args()
     Run.program = os.path.join(o.build, "tools", "pageferry")
     size = o.size * MIB
-    with tempfile.TemporaryDirectory(prefix="pageferry-") as folder:
+    with host.kept_memory(8 * size), tempfile.TemporaryDirectory(prefix="pageferry-") as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder
         path = snapshot(folder, size)
         with Serve("--file", path) as s:

@@ -258,6 +258,7 @@ static int make_target(struct ferry_switch_target *s, bool adopt)
 		.adopt = adopt,
 		.max_bytes_per_second = s->config->max_bytes_per_second,
 		.no_trace = s->config->no_trace,
+		.no_large_pages = s->config->no_large_pages,
 		.tls = s->config->tls,
 		.no_checksum = s->config->no_checksum,
 		.verify = s->config->verify,

@@ -89,6 +89,7 @@ struct ferry_receive_config {
 	int stop_fd; /* readable: give up (before the guest runs), or leave (after); -1 for none */
 	uint64_t max_bytes_per_second; /* of the push; 0: no limit */
 	bool no_trace;		       /* keep no records of faults */
+	bool no_large_pages;	       /* leave memory in small pages */
 	struct ferry_tls *tls;	       /* of all connections; borrowed; NULL: plain */
 	bool no_checksum;	       /* don't ask for checksums of pages */
 	bool verify;		       /* compare all of it before the source is released */

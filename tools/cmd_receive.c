@@ -37,6 +37,7 @@ static const struct option_def receive_options[] = {
 	OPTION_CHECKSUM,
 	OPTION_VERIFY,
 	OPTION_MAX_RATE,
+	OPTION_NO_LARGE_PAGES,
 	OPTIONS_TRACE,
 	OPTION_METRICS,
 	OPTION_CONTROL,
@@ -176,13 +177,18 @@ static int receive(struct receive *r, const struct options *o)
 		.stop_fd = r->job.stop_fd,
 		.max_bytes_per_second = o->max_rate,
 		.no_trace = o->no_trace,
+		.no_large_pages = o->no_large_pages,
 		.tls = r->job.tls,
 		.no_checksum = o->checksum == CHECKSUM_OFF,
 		.verify = o->verify,
 		.on_lost = o->on_lost == ON_LOST_POISON ? FERRY_ON_LOST_POISON : FERRY_ON_LOST_WAIT,
 		.stop_on_lost = o->on_lost == ON_LOST_STOP,
 		.log = &r->job.report.log,
-		.observer = {.stage = on_stage, .progress = on_progress, .trace = on_trace, .lost = on_lost, .ctx = r},
+		.observer = {.stage = on_stage,
+			     .progress = on_progress,
+			     .trace = on_trace,
+			     .lost = on_lost,
+			     .ctx = r},
 	};
 	struct ferry_receive_result result = {0};
 	struct ferry_failure f = {0};

@@ -109,6 +109,7 @@ json_t *json_target(const struct ferry_target_stats *s)
 	json_put_count(o, "pages_discarded", s->discarded_pages);
 	json_put_count(o, "pages_lost", s->pages_lost);
 	json_put_count(o, "pages_poisoned", s->pages_poisoned);
+	json_put_count(o, "large_pages", s->large_pages);
 	json_put_count(o, "checksum_errors", s->checksum_errors);
 	if (s->verified.wanted)
 		json_put(o, "verify", json_verified(&s->verified));

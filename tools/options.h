@@ -34,7 +34,7 @@ struct options {
 	bool once, postcopy, recover, resume, supervise, verify;
 	bool pause, go_on, cancel;
 	bool recover_any; /* no option: recover if there is something, as supervised commands do */
-	bool csv, no_trace, plain, plaintext;
+	bool csv, no_trace, no_large_pages, plain, plaintext;
 	pid_t pid;
 	uint32_t n_bulk, max_sessions;
 	uint32_t checksum, on_lost; /* choices, below */
@@ -124,6 +124,14 @@ struct option_def {
 		.name = "no-trace",                                                                \
 		.help = "keep no records of faults in memory: nothing can be traced",              \
 		.kind = OPTION_FLAG, OPTION_AT(no_trace)                                           \
+	}
+
+#define OPTION_NO_LARGE_PAGES                                                                      \
+	{                                                                                          \
+		.name = "no-large-pages",                                                          \
+		.help = "leave shared memory in the small pages that it comes in; without this "   \
+			"it is put into pages of 2 MiB as it comes, where the host allows it",     \
+		.kind = OPTION_FLAG, OPTION_AT(no_large_pages)                                     \
 	}
 
 #define OPTION_METRICS                                                                             \

@@ -31,6 +31,8 @@ struct ferry_engine_region {
 	struct ferry_memory_file file; /* written by the bulk receivers; ->fd is -1 for none */
 	_Atomic uint64_t start; /* moves when the guest's process remaps it */
 	uint64_t bytes;
+	struct ferry_bitmap
+		collapsed; /* blocks of 2 MiB that were tried; empty: none is. See collapse.c */
 };
 
 /* Are its pages zero once they are discarded? See fill.c. */
@@ -70,7 +72,7 @@ struct ferry_target_meeting {
 struct ferry_engine_counters {
 	_Atomic uint64_t pages_urgent, pages_pushed, pages_zero, pages_duplicate, pages_present;
 	_Atomic uint64_t wire_bytes, faults, faults_coalesced, requests, discarded_pages;
-	_Atomic uint64_t pages_lost, pages_poisoned;
+	_Atomic uint64_t pages_lost, pages_poisoned, large_pages;
 	_Atomic uint32_t resumes, checksum_errors;
 };
 
@@ -122,6 +124,7 @@ struct ferry_target {
 	_Atomic bool link_up, gone, complete;
 	_Atomic bool lost_said; /* in this epoch */
 	_Atomic uint32_t n_holes_left; /* ranges that may still be unregistered early */
+	_Atomic uint32_t collapse_failures; /* in a row */
 
 	pthread_mutex_t overtaken_lock;
 	struct ferry_engine_overtaken overtaken[FERRY_ENGINE_OVERTAKEN];
@@ -201,6 +204,18 @@ int ferry_engine_bad_checksum(struct ferry_target *t, const struct ferry_run *ru
 
 /* A large run that the source says is zero: let the kernel have it, so that it costs no faults. */
 void ferry_engine_leave_hole(struct ferry_target *t, const struct ferry_run *run);
+
+/* --- collapse.c ----------------------------------------------------------------------------- */
+
+/* The regions' files are open: see which of them can have large pages. */
+void ferry_engine_collapse_init(struct ferry_target *t);
+void ferry_engine_collapse_fini(struct ferry_target *t);
+
+/* A run was placed: put blocks of it that are whole now into large pages. Any thread. */
+void ferry_engine_collapse(struct ferry_target *t, const struct ferry_run *run);
+
+/* Everything is known and nothing is registered any more: the blocks that are left. */
+void ferry_engine_collapse_rest(struct ferry_target *t);
 
 /* --- fault_loop.c --------------------------------------------------------------------------- */
 

@@ -392,6 +392,8 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	}
 	if (!rc)
 		open_files(t);
+	if (!rc && !config->no_large_pages)
+		ferry_engine_collapse_init(t);
 	if (rc < 0) {
 		/* What was registered before us holds a guest's threads and stays so. */
 		if (!config->adopt)
@@ -621,6 +623,7 @@ void ferry_target_stats(const struct ferry_target *t, struct ferry_target_stats 
 		.discarded_pages = atomic_load(&c->discarded_pages),
 		.pages_lost = atomic_load(&c->pages_lost),
 		.pages_poisoned = atomic_load(&c->pages_poisoned),
+		.large_pages = atomic_load(&c->large_pages),
 		.checksum_errors = atomic_load(&c->checksum_errors),
 		.resumes = atomic_load(&c->resumes),
 		.link_up = atomic_load(&t->link_up),
@@ -689,6 +692,7 @@ void ferry_target_free(struct ferry_target *t)
 	ferry_engine_link_close(&t->incoming);
 	ferry_target_meeting_end(t->meeting);
 	ferry_pager_fini(&t->pager);
+	ferry_engine_collapse_fini(t);
 	for (uint32_t i = 0; i < t->n_regions; i++)
 		ferry_memory_file_close(&t->regions[i].file);
 	if (t->verify)

@@ -95,8 +95,10 @@ struct ferry_target_config {
 	bool no_trace; /* keep no records of faults */
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
 	bool no_checksum; /* don't ask for checksums of pages */
-	/* Compare everything with the source's memory before it is released: see verify.h. A source that
-	 * can't do that is refused. */
+	bool no_large_pages; /* leave shared memory in the small pages that it comes in: see
+				collapse.c */
+	/* Compare everything with the source's memory before it is released: see verify.h. A source
+	 * that can't do that is refused. */
 	bool verify;
 	enum ferry_on_lost on_lost;
 	uint64_t memory_id; /* of the memory that an earlier target had a part of; 0: unknown */
@@ -123,6 +125,7 @@ struct ferry_target_stats {
 	uint64_t discarded_pages;
 	uint64_t pages_lost;	  /* the source said so, once or more often */
 	uint64_t pages_poisoned;  /* of them */
+	uint64_t large_pages;	  /* of 2 MiB that shared memory was put into */
 	uint32_t checksum_errors; /* runs that were not what was sent, and not placed */
 	struct ferry_verified verified;
 	uint32_t resumes;

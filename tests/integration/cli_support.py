@@ -135,6 +135,15 @@ for n in map(int, sizes):
         fd = os.memfd_create(name)
         os.ftruncate(fd, n)
         m = mmap.mmap(fd, n)
+    elif kind == "aligned":
+        # Its addresses are those in the file, to a multiple of 2 MiB: the second try has the first one's place.
+        fd = os.memfd_create(name)
+        os.ftruncate(fd, n + 0x200000)
+        at, place = 0, 1
+        while (place - at) % 0x200000:
+            at = place % 0x200000 if place != 1 else 0
+            m = mmap.mmap(fd, n, offset=at)
+            place = ctypes.addressof(ctypes.c_char.from_buffer(m))
     else:
         m = mmap.mmap(-1, n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     regions.append(m)
@@ -156,7 +165,10 @@ for line in sys.stdin:
 
 
 class Holder:
-    """Memory in a process of its own: kind "memfd" (with a name) or "anon", and the sizes of its regions."""
+    """
+    Memory in a process of its own: kind "memfd" (with a name), "aligned" (the same, so that it can have large pages) or
+    "anon", and the sizes of its regions.
+    """
 
     def __init__(self, kind, *sizes, name="ferry-test"):
         self.child = subprocess.Popen(
