@@ -65,6 +65,26 @@ enum ferry_keep_state ferry_journal_peek(const char *dir, enum ferry_side side,
 	return judge(ferry_keep_peek(dir, name, out, sizeof(*out)), out);
 }
 
+bool ferry_journal_guest_waits(const char *dir, enum ferry_side side, const char *qmp_path)
+{
+	uint32_t from = side == FERRY_SIDE_SOURCE ? FERRY_JOURNAL_COMMITTED : FERRY_JOURNAL_LOADED;
+	struct ferry_journal_entry e;
+	enum ferry_keep_state state = ferry_journal_peek(dir, side, qmp_path, &e);
+
+	return state == FERRY_KEEP_FOUND && e.phase >= from && e.phase <= FERRY_JOURNAL_RUNS;
+}
+
+int ferry_journal_check_encrypted(const struct ferry_journal_entry *e, bool has_tls,
+				  struct ferry_failure *f)
+{
+	if (!e->encrypted || has_tls)
+		return 0;
+	return ferry_fail(
+		f, FERRY_REFUSE, -EPERM,
+		"the connections of this switchover were encrypted; add --tls or --psk as they "
+		"were given before");
+}
+
 int ferry_journal_begin(struct ferry_journal *j, const struct ferry_qemu *q,
 			struct ferry_journal_entry *e, struct ferry_failure *f)
 {

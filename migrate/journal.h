@@ -42,6 +42,7 @@ struct ferry_journal_entry {
 	uint32_t n_bulk;
 	uint32_t takeovers; /* how often the session was taken over from a killed one */
 	uint32_t paused;    /* not 0: the guest was paused by its user when it left */
+	uint32_t encrypted; /* not 0: so the connections were, and must be again */
 	uint64_t stop_ns;   /* source: when the guest was stopped; CLOCK_MONOTONIC */
 	struct ferry_addr addr; /* source: the target's; target: where it listens */
 	uint32_t n_regions;
@@ -69,6 +70,17 @@ int ferry_journal_open(struct ferry_journal *j, const char *dir, enum ferry_side
 /* Look at it without holding it. */
 enum ferry_keep_state ferry_journal_peek(const char *dir, enum ferry_side side,
 					 const char *qmp_path, struct ferry_journal_entry *out);
+
+/*
+ * Is the guest on the target, or may it be, and lack pages, with nobody at work on that? By the
+ * record of either side: a command that can't even begin must not say that the guest runs on the
+ * source.
+ */
+bool ferry_journal_guest_waits(const char *dir, enum ferry_side side, const char *qmp_path);
+
+/* Errors: -EPERM (REFUSE): what was encrypted is to go on without. @has_tls: it is not. */
+int ferry_journal_check_encrypted(const struct ferry_journal_entry *e, bool has_tls,
+				  struct ferry_failure *f);
 
 /**
  * ferry_journal_begin() - the first record, with phase BEGUN

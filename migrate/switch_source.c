@@ -374,6 +374,11 @@ static void tell(struct ferry_switch_source *s, enum ferry_switch_event event)
 					"same");
 		break;
 	case FERRY_SRC_WAITS:
+		/* Nothing that is done here helps any more. */
+		if (s->why.consequence == FERRY_LOST) {
+			s->story = s->why;
+			break;
+		}
 		ferry_fail(
 			&s->story, FERRY_LINK, s->why.err ?: -ECANCELED,
 			"%.250s; the guest is the target's now and waits there for pages: run the "

@@ -25,6 +25,10 @@
 #define CANCEL_TIMEOUT_MS 30000
 #define CANCEL_POLL_MS	  10
 #define STATE_NAME	  "pageferry-state" /* of the pipe, at QEMU */
+#define TELL_TARGET                                                                                \
+	"what is missing is lost. There, 'pageferry receive --recover --source-lost --on-lost "    \
+	"poison' "                                                                                 \
+	"says so, so that nobody waits for it any more"
 #define EPOCHS_EACH_BITS  20		    /* more than one process ever gets through */
 
 /* --- endings -------------------------------------------------------------------------------- */
@@ -240,11 +244,36 @@ static enum ferry_switch_event look_back(struct ferry_switch_source *s)
 			   "guest away");
 		return FERRY_EV_ORPHAN_LEFT;
 	}
+	/* What QEMU is after it has given a guest away, and only then. */
+	if (strcmp(status, "postmigrate")) {
+		ferry_fail(&s->why, FERRY_LOST, -ESTALE,
+			   "the guest was given away, and has been resumed here since ('%s'): its "
+			   "memory "
+			   "is no longer what the guest lacks at the target, and can't be "
+			   "served; " TELL_TARGET,
+			   status);
+		return FERRY_EV_ORPHAN_LEFT;
+	}
+	if (ferry_journal_check_encrypted(&s->entry, s->config->tls, &s->why) < 0)
+		return FERRY_EV_ORPHAN_LEFT;
 	ferry_info(s->config->log, "going on with the switchover of a process that was killed");
 	s->took_over = true;
 	if (s->config->steering)
 		atomic_store(&s->config->steering->fate, FERRY_FATE_COMMITTED);
 	return FERRY_EV_ORPHAN_COMMITTED;
+}
+
+/* The one that the guest was in has ended, and with it all that the target lacks. */
+static bool memory_is_gone(struct ferry_switch_source *s)
+{
+	if (s->journal.found != FERRY_KEEP_OTHER || s->config->recovery == FERRY_RECOVER_NOT ||
+	    s->entry.phase != FERRY_JOURNAL_COMMITTED)
+		return false;
+	ferry_fail(&s->why, FERRY_LOST, -ESRCH,
+		   "QEMU, process %d, has ended, and with it the memory that the guest lacks at "
+		   "the target; " TELL_TARGET,
+		   (int)s->entry.head.pid);
+	return true;
 }
 
 static int set_up_vmm(struct ferry_switch_source *s)
@@ -268,6 +297,7 @@ static int new_session(struct ferry_switch_source *s)
 	s->entry = (struct ferry_journal_entry){
 		.n_bulk = n_bulk ? FERRY_MIN(n_bulk, (uint32_t)FERRY_MAX_BULK) : 1,
 		.paused = !s->qemu.runs,
+		.encrypted = s->config->tls != NULL,
 		.addr = s->config->to};
 	if (getrandom(s->entry.session.bytes, sizeof(s->entry.session.bytes), 0) !=
 	    sizeof(s->entry.session.bytes))
@@ -290,6 +320,14 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 				    s->config->qmp_path, &s->entry, &s->why);
 	enum ferry_switch_event event;
 
+	if (!rc && memory_is_gone(s))
+		return FERRY_EV_ORPHAN_LEFT;
+	if (rc == -ENOENT && s->config->recovery == FERRY_RECOVER_ONLY)
+		ferry_fail(&s->why, FERRY_REFUSE, rc,
+			   "%s: no such socket. If QEMU has ended, so has the memory that the "
+			   "guest may "
+			   "lack at the target, and " TELL_TARGET,
+			   s->config->qmp_path);
 	if (!rc)
 		rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);
 	if (rc < 0)

@@ -155,6 +155,16 @@ static enum ferry_switch_event look_back(struct ferry_switch_target *s)
 
 	if (found < 0)
 		return FERRY_EV_ORPHAN_LEFT;
+	if (found && s->config->source_lost && s->entry.phase < FERRY_JOURNAL_COMMITTED) {
+		ferry_fail(&s->why, FERRY_REFUSE, -EEXIST,
+			   "the source has never said that the guest was given up there, so that "
+			   "it may run "
+			   "on: if it does not, end this QEMU, and start the guest anew");
+		return FERRY_EV_ORPHAN_LEFT;
+	}
+	if (found && !s->config->source_lost &&
+	    ferry_journal_check_encrypted(&s->entry, s->config->tls, &s->why) < 0)
+		return FERRY_EV_ORPHAN_LEFT;
 	if (found && s->config->recovery != FERRY_RECOVER_NOT)
 		return take_over(s);
 	if (found) {
@@ -231,11 +241,11 @@ static int take_prepare(struct ferry_switch_target *s)
 				  "the source can't be asked for digests of its memory; use a later "
 				  "release there, or leave --verify out");
 	s->begin_ns = ferry_now_ns();
-	s->entry = (struct ferry_journal_entry){
-		.session = s->hello.session,
-		.n_bulk = p->n_bulk,
-		.paused = p->paused,
-		.addr = s->config->address};
+	s->entry = (struct ferry_journal_entry){.session = s->hello.session,
+						.n_bulk = p->n_bulk,
+						.paused = p->paused,
+						.encrypted = s->config->tls != NULL,
+						.addr = s->config->address};
 	ferry_info(s->config->log, "the guest '%s' wants to come, from QEMU %s", p->vm,
 		   p->vmm_version);
 	if (strcmp(p->vmm_version, s->qemu.version))
@@ -259,6 +269,7 @@ static int make_target(struct ferry_switch_target *s, bool adopt)
 		.max_bytes_per_second = s->config->max_bytes_per_second,
 		.no_trace = s->config->no_trace,
 		.no_large_pages = s->config->no_large_pages,
+		.source_lost = s->config->source_lost && adopt,
 		.tls = s->config->tls,
 		.no_checksum = s->config->no_checksum,
 		.verify = s->config->verify,

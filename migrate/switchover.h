@@ -95,6 +95,7 @@ struct ferry_receive_config {
 	bool verify;		       /* compare all of it before the source is released */
 	enum ferry_on_lost on_lost;    /* what becomes of a page that the source has lost */
 	bool stop_on_lost;	       /* and the guest is stopped */
+	bool source_lost;      /* on recovery: no source will come, what is missing is lost */
 	const char *state_dir; /* for what must outlive us, see journal.h; NULL: a default */
 	const struct ferry_log *log;
 	struct ferry_switch_observer observer;

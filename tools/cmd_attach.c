@@ -54,6 +54,7 @@ static const struct option_def attach_options[] = {
 	OPTION_SUPERVISE,
 	OPTIONS_SECURE_DIAL,
 	OPTION_ON_LOST,
+	OPTION_SOURCE_LOST,
 	OPTION_CHECKSUM,
 	OPTION_VERIFY,
 	OPTION_MAX_RATE,
@@ -75,6 +76,8 @@ static int check(const struct options *o, struct ferry_failure *f)
 	if (!o->from.given && !o->recover)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "--from is missing; add --from ADDR (address of the page server)");
+	if (option_check_source_lost(o, f) < 0)
+		return -EINVAL;
 	return secure_check(o, o->from.given ? &o->from.addr : NULL, f);
 }
 
@@ -163,6 +166,7 @@ static int plan(struct attach *a, const struct options *o, struct ferry_failure 
 	bool left = !rc && r->n_regions;
 
 	if (rc == -EBUSY) {
+		a->recovers = false; /* somebody else is at it */
 		*f = why;
 		return rc;
 	}
@@ -176,6 +180,12 @@ static int plan(struct attach *a, const struct options *o, struct ferry_failure 
 				  (int)o->pid);
 	}
 	a->recovers = o->recover || (o->recover_any && left);
+	if (left && r->encrypted && !a->job.tls && !o->source_lost)
+		return ferry_fail(
+			f, FERRY_REFUSE, -EPERM,
+			"the connections of the earlier attach were encrypted; add --tls or --psk "
+			"as they were given before");
+	r->encrypted = a->job.tls != NULL;
 	if (a->recovers && !left && (!o->matches.n || !o->from.given))
 		return nothing_to_recover(a, o, f);
 	rc = 0;
@@ -203,6 +213,7 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 		.no_checksum = o->checksum == CHECKSUM_OFF,
 		.verify = o->verify,
 		.on_lost = o->on_lost == ON_LOST_POISON ? FERRY_ON_LOST_POISON : FERRY_ON_LOST_WAIT,
+		.source_lost = o->source_lost,
 		.memory_id = a->recovers ? a->record.memory_id : 0,
 		.log = &a->job.report.log,
 	};
@@ -230,7 +241,11 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 static int start(struct attach *a, const struct options *o, struct ferry_failure *f)
 {
 	unsigned int needs = isolation_need_of_process(o->pid);
-	int rc = job_open(&a->job, "attach", o, f);
+	int rc;
+
+	/* Whatever fails before we have looked: the process waits. */
+	a->recovers = o->recover;
+	rc = job_open(&a->job, "attach", o, f);
 
 	if (!rc)
 		rc = job_secure(&a->job, o, false, f);

@@ -183,7 +183,11 @@ static int run(const struct options *o)
 		return steer(o);
 	to = find_address(o);
 	if (start(&j, o, &to, &f) < 0)
-		status = report_failed(&j.report, &f, EXIT_FAILED, NULL, NULL);
+		status = report_failed(&j.report, &f,
+				       ferry_journal_guest_waits(NULL, FERRY_SIDE_SOURCE, o->qmp)
+					       ? EXIT_WAITS
+					       : EXIT_FAILED,
+				       NULL, NULL);
 	else
 		status = migrate(&j, o, &to, &steering);
 	job_close(&j);

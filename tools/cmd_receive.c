@@ -34,6 +34,7 @@ static const struct option_def receive_options[] = {
 	OPTION_SUPERVISE,
 	OPTIONS_SECURE_LISTEN,
 	OPTION_ON_LOST,
+	OPTION_SOURCE_LOST,
 	OPTION_CHECKSUM,
 	OPTION_VERIFY,
 	OPTION_MAX_RATE,
@@ -50,6 +51,8 @@ static int check(const struct options *o, struct ferry_failure *f)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "--listen is missing; add --listen ADDR (address that 'pageferry "
 				  "migrate' dials)");
+	if (option_check_source_lost(o, f) < 0)
+		return -EINVAL;
 	return secure_check(o, o->listen.given ? &o->listen.addr : NULL, f);
 }
 
@@ -113,8 +116,12 @@ static int find_address(const struct options *o, struct ferry_addr *out, struct 
 		return ferry_fail(f, FERRY_REFUSE, -ENOENT,
 				  "there is nothing to recover: no 'pageferry receive' of this QEMU "
 				  "was killed while a guest was in it");
-	*out = state == FERRY_KEEP_FOUND && (!o->listen.given || o->recover_any) ? left.addr
-										 : o->listen.addr;
+	/* A port that the kernel chooses would be another one, which the source does not know. */
+	*out = state == FERRY_KEEP_FOUND &&
+			       (!o->listen.given ||
+				(!o->listen.addr.is_unix && !strcmp(o->listen.addr.port, "0")))
+		       ? left.addr
+		       : o->listen.addr;
 	return 0;
 }
 
@@ -182,6 +189,7 @@ static int receive(struct receive *r, const struct options *o)
 		.no_checksum = o->checksum == CHECKSUM_OFF,
 		.verify = o->verify,
 		.on_lost = o->on_lost == ON_LOST_POISON ? FERRY_ON_LOST_POISON : FERRY_ON_LOST_WAIT,
+		.source_lost = o->source_lost,
 		.stop_on_lost = o->on_lost == ON_LOST_STOP,
 		.log = &r->job.report.log,
 		.observer = {.stage = on_stage,
@@ -211,7 +219,11 @@ static int run(const struct options *o)
 	int status;
 
 	if (start(&r, o, &f) < 0)
-		status = report_failed(&r.job.report, &f, EXIT_FAILED, NULL, NULL);
+		status = report_failed(&r.job.report, &f,
+				       ferry_journal_guest_waits(NULL, FERRY_SIDE_TARGET, o->qmp)
+					       ? EXIT_WAITS
+					       : EXIT_FAILED,
+				       NULL, NULL);
 	else
 		status = receive(&r, o);
 	ferry_close(r.listen_fd);

@@ -102,6 +102,21 @@ static int set_texts(const struct option_def *d, const char *text, struct option
 const char *const option_checksum_choices[] = {"on", "off", NULL};
 const char *const option_on_lost_choices[] = {"wait", "poison", "stop", NULL};
 
+int option_check_source_lost(const struct options *o, struct ferry_failure *f)
+{
+	if (!o->source_lost || (o->recover && o->on_lost == ON_LOST_POISON && !o->verify))
+		return 0;
+	if (o->verify)
+		return ferry_fail(
+			f, FERRY_REFUSE, -EINVAL,
+			"--source-lost and --verify exclude each other: there is nobody to compare "
+			"with");
+	return ferry_fail(
+		f, FERRY_REFUSE, -EINVAL,
+		"--source-lost gives up every page that is missing, for good; it needs --recover "
+		"and --on-lost poison, to say so");
+}
+
 static int set_choice(const struct option_def *d, const char *text, uint32_t *out,
 		      struct ferry_failure *f)
 {

@@ -33,6 +33,7 @@ struct options {
 	bool help, version, json, verbose;
 	bool once, postcopy, recover, resume, supervise, verify;
 	bool pause, go_on, cancel;
+	bool source_lost;
 	bool recover_any; /* no option: recover if there is something, as supervised commands do */
 	bool csv, no_trace, no_large_pages, plain, plaintext;
 	pid_t pid;
@@ -190,6 +191,9 @@ struct option_def {
 
 enum { CHECKSUM_ON = 1, CHECKSUM_OFF };
 enum { ON_LOST_WAIT = 1, ON_LOST_POISON, ON_LOST_STOP };
+/* Errors: -EINVAL: --source-lost without what it needs. */
+int option_check_source_lost(const struct options *o, struct ferry_failure *f);
+
 extern const char *const option_checksum_choices[], *const option_on_lost_choices[];
 
 #define OPTION_CHECKSUM                                                                            \
@@ -207,6 +211,15 @@ extern const char *const option_checksum_choices[], *const option_on_lost_choice
 			"wait, give them a memory error (SIGBUS), or stop the whole guest as it "  \
 			"is (default: wait)",                                                      \
 		.kind = OPTION_CHOICE, .choices = option_on_lost_choices, OPTION_AT(on_lost)       \
+	}
+
+#define OPTION_SOURCE_LOST                                                                         \
+	{                                                                                          \
+		.name = "source-lost",                                                             \
+		.help = "with --recover and --on-lost poison: the source is gone for good; all "   \
+			"that "                                                                    \
+			"is missing is poisoned",                                                  \
+		.kind = OPTION_FLAG, OPTION_AT(source_lost)                                        \
 	}
 
 #define OPTION_VERIFY                                                                              \

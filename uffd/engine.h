@@ -101,6 +101,7 @@ struct ferry_target {
 	uint32_t n_registered; /* the first so many */
 	bool abandoned;
 	bool adopts; /* took over from one that was killed */
+	bool source_lost;
 	uint64_t max_bytes_per_second;
 	struct ferry_tls *tls; /* borrowed; NULL: plain connections */
 	const struct ferry_log *log;
@@ -197,6 +198,12 @@ int ferry_engine_fill_zero(struct ferry_target *t, uint32_t region, uint64_t pag
 
 /* The source can't have a run any more: deal with it as the owner wants. Errors: as above. */
 int ferry_engine_lose(struct ferry_target *t, const struct ferry_run *run);
+
+/**
+ * ferry_engine_lose_missing() - the source is gone for good: lose all that is missing
+ * Errors: with the story in @f; then there are pages still that threads wait for.
+ */
+int ferry_engine_lose_missing(struct ferry_target *t, struct ferry_failure *f);
 
 /* A run is not what was sent. Counts, and fills in @why. Return: a negative error. */
 int ferry_engine_bad_checksum(struct ferry_target *t, const struct ferry_run *run,

@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Pages that the source has lost, and pages that were damaged on their way. */
 #include <errno.h>
+#include <poll.h>
 
+#include "base/net.h"
 #include "uffd/engine.h"
+
+/* Of one step of giving up what is missing. */
+#define LOSE_PAGES 4096u
 
 /* Threads that touch these pages are told of a memory error, instead of waiting for ever. */
 static int poison(struct ferry_target *t, const struct ferry_run *run)
@@ -57,6 +62,40 @@ int ferry_engine_lose(struct ferry_target *t, const struct ferry_run *run)
 		ferry_engine_notify(t, FERRY_TARGET_PAGES_LOST, &why);
 	}
 	return rc == -EINVAL || rc == -ENOTTY ? 0 : rc;
+}
+
+int ferry_engine_lose_missing(struct ferry_target *t, struct ferry_failure *f)
+{
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		struct ferry_run run = {.region = i};
+
+		while (ferry_pager_next_missing(&t->pager, &run, LOSE_PAGES)) {
+			int rc = ferry_engine_lose(t, &run);
+
+			if (rc == -EAGAIN) {
+				/* The fault thread reads the event of a change that is under way.
+				 */
+				ferry_engine_kick(t->fault_kick);
+				if (ferry_net_wait(t->stop_fd, POLLIN, 1, -1) != -ETIMEDOUT)
+					return ferry_fail(f, FERRY_LINK, -ECANCELED, "stopped");
+				continue;
+			}
+			if (rc == -ESRCH) {
+				ferry_engine_gone(t);
+				return ferry_fail(f, FERRY_LOST, rc, "the process has ended");
+			}
+			if (rc < 0)
+				return ferry_fail_errno(f, FERRY_LINK, rc,
+							"poisoning what is lost");
+			run.first_page += run.n_pages;
+		}
+	}
+	if (!ferry_pager_is_complete(&t->pager))
+		return ferry_fail(
+			f, FERRY_LINK, -EOPNOTSUPP,
+			"what is lost can't be poisoned here, which takes Linux 6.6; threads that "
+			"touch it wait");
+	return 0;
 }
 
 int ferry_engine_bad_checksum(struct ferry_target *t, const struct ferry_run *run,

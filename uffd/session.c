@@ -709,6 +709,21 @@ static void session_run(struct session *s)
 	}
 }
 
+/* Nobody is dialed, nor waited for. */
+static void give_up_source(struct session *s)
+{
+	struct ferry_target *t = s->t;
+	int rc = ferry_engine_lose_missing(t, &s->why);
+
+	report_first(s, 0);
+	if (rc < 0 && !stopping(t)) {
+		ferry_engine_notify(t, FERRY_TARGET_FAILED, &s->why);
+		return;
+	}
+	let_go(s);
+	ferry_engine_notify(t, FERRY_TARGET_COMPLETE, NULL);
+}
+
 void *ferry_engine_session_thread(void *target)
 {
 	struct session s = {.t = target};
@@ -716,7 +731,9 @@ void *ferry_engine_session_thread(void *target)
 	s.ring = ferry_trace_ring(s.t->trace, FERRY_RING_SESSION, 0);
 	s.m = malloc(sizeof(*s.m));
 	s.bits = malloc(FERRY_MAX_CONTROL_BYTES);
-	if (s.m && s.bits)
+	if (s.m && s.bits && s.t->source_lost)
+		give_up_source(&s);
+	else if (s.m && s.bits)
 		session_run(&s);
 	else
 		report_first(&s, ferry_fail_errno(&s.why, FERRY_REFUSE, -ENOMEM, "session"));

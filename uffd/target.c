@@ -355,6 +355,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	t->on_lost = config->on_lost;
 	t->memory_id = config->memory_id;
 	t->adopts = config->adopt;
+	t->source_lost = config->source_lost;
 	t->meeting = config->meeting;
 	atomic_store(&t->n_holes_left, MAX_HOLES_LEFT);
 	ferry_engine_link_init(&t->incoming);

@@ -7,11 +7,11 @@ _pageferry_options() {
 	case $1 in
 	probe) echo "$common" ;;
 	serve) echo "--file --pid --match --listen --resume --tls --psk --plaintext --tls-peer --max-rate --max-sessions --once --checksum --metrics --control $common" ;;
-	attach) echo "--pid --match --from --recover --supervise --on-lost --checksum --verify --tls --psk --plaintext --tls-hostname --max-rate --bulk --no-large-pages --trace --no-trace --metrics --control $common" ;;
+	attach) echo "--pid --match --from --recover --supervise --on-lost --source-lost --checksum --verify --tls --psk --plaintext --tls-hostname --max-rate --bulk --no-large-pages --trace --no-trace --metrics --control $common" ;;
 	handler) echo "--socket --file --from --tls --psk --plaintext --tls-hostname --record --replay --max-vms --user --max-rate --config --metrics --control $common" ;;
 	criu) echo "--pid --match --listen --header --plaintext --once --control $common" ;;
 	cloud-hypervisor) echo "--snapshot --to --paused --tls --tls-hostname --plaintext --control $common" ;;
-	receive) echo "--qmp --listen --recover --supervise --on-lost --checksum --verify --tls --psk --plaintext --tls-peer --max-rate --no-large-pages --trace --no-trace --metrics --control $common" ;;
+	receive) echo "--qmp --listen --recover --supervise --on-lost --source-lost --checksum --verify --tls --psk --plaintext --tls-peer --max-rate --no-large-pages --trace --no-trace --metrics --control $common" ;;
 	migrate) echo "--qmp --to --postcopy --resume --pause --continue --cancel --supervise --checksum --tls --psk --plaintext --tls-hostname --bulk --control $common" ;;
 	status) echo "--control $common" ;;
 	"trace live") echo "--control --plain --interval $common" ;;

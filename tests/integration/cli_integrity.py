@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 
-from cli_support import PAGE, Holder, Run, Serve, content, main, need_root, state_of, wait_for
+from cli_support import PAGE, Holder, Run, Serve, content, main, need_root, run, state_of, wait_for
 
 N_PAGES = 1500
 FEW = "256K"  # a rate at which a push takes long
@@ -224,6 +224,29 @@ def lost_pages_are_poisoned(folder):
         assert h.child.wait(60) == -signal.SIGBUS, h.child.returncode
 
 
+def what_a_lost_source_had_is_poisoned(folder):
+    """Server and attach are gone. Only when it is said that the source is lost does nobody wait any more."""
+    data = content(N_PAGES)
+    path = write_file(folder, data, "gone")
+    with Holder("anon", len(data)) as h:
+        with Serve("--file", path, "--max-rate", FEW) as s, attach(h, s.address) as a:
+            a.event("stage", stage="push")
+            assert int(h.ask("byte", 6 * PAGE)) == data[6 * PAGE]
+            a.child.kill()
+            a.rest()
+        recover = ("attach", "--json", "--pid", h.pid, "--recover", "--source-lost")
+        for args in (recover, (*recover, "--on-lost", "stop"), (*recover, "--on-lost", "poison", "--verify")):
+            status, out, err = run(*args)
+            assert status == 2 and "--source-lost" in out + err, (status, out, err)
+        h.send("byte", (N_PAGES - 2) * PAGE)
+        assert not h.answers(0.3), "a page came from nowhere"
+        with Run(*recover, "--on-lost", "poison") as a:
+            last = a.end(0)
+        assert last["pages_poisoned"] == last["pages_lost"] > 0, last
+        assert last["pages_known"] == N_PAGES and last["pages_present"] > 0, last
+        assert h.child.wait(60) == -signal.SIGBUS, h.child.returncode
+
+
 def the_process_is_stopped_where_pages_are_lost(folder):
     data = content(N_PAGES)
     path = write_file(folder, data, "stopped")
@@ -272,6 +295,7 @@ if __name__ == "__main__":
                 verify_finds_what_changed_after_its_placement,
                 lost_pages_are_waited_for,
                 lost_pages_are_poisoned,
+                what_a_lost_source_had_is_poisoned,
                 the_process_is_stopped_where_pages_are_lost,
                 the_memory_of_another_is_not_mixed_in,
             ]

@@ -213,6 +213,22 @@ def with_the_same_key_memory_moves(folder):
     moves(folder, ["--psk", one], ["--psk", one], listen=listen)
 
 
+def what_was_encrypted_does_not_go_on_without(folder):
+    key = write(folder, "one", f"{PSK_A}\n")
+    data = content(N_PAGES)
+    path = write(folder, "memory", data)
+    with Holder("anon", len(data)) as h, Serve("--file", path, "--psk", key) as s:
+        with Attach(h, s.address, "--psk", key, "--max-rate", "256K") as a:
+            a.event("progress")
+            a.child.kill()
+            a.rest()
+        with Run("attach", "--json", "--pid", h.pid, "--recover") as a:
+            assert "were encrypted" in a.end(3)["error"]
+        with Run("attach", "--json", "--pid", h.pid, "--recover", "--psk", key) as a:
+            a.end(0)
+        assert h.ask("hash") == sha(data)
+
+
 def other_keys_are_refused(folder):
     a, b = write(folder, "a", PSK_A), write(folder, "b", PSK_B)
     unknown = write(folder, "unknown", "carol" + PSK_A[5:])
@@ -325,6 +341,7 @@ if __name__ == "__main__":
                 a_certificate_for_another_name_is_refused,
                 unusable_credentials_are_named,
                 an_expired_or_revoked_client_is_refused,
+                what_was_encrypted_does_not_go_on_without,
                 with_the_same_key_memory_moves,
                 other_keys_are_refused,
                 unusable_keys_are_named,

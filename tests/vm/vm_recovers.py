@@ -3,6 +3,7 @@
 """Commands that are killed with -9 are started again, by hand or by a supervisor: the guest goes on, whole."""
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -120,6 +121,58 @@ def both_are_killed_and_recovered(lab):
     move.receive = lab.recover(move.target, "--recover")
     move.migrate = lab.run("migrate", "--qmp", move.source.qmp, "--resume")
     move.arrived(resumes=None)
+
+
+def what_cannot_begin_says_that_the_guest_waits(lab):
+    """Status 1 would say that it runs on the source, and a supervisor would not try again."""
+    move = Move(lab)
+    gate = move.until_pushing()
+    move.migrate.kill()
+    move.receive.kill()
+    gate.open(forward=False)
+    recover, resume = ("receive", "--qmp", move.target.qmp), ("migrate", "--qmp", move.source.qmp, "--resume")
+    assert "No such file" in lab.run(*recover, "--recover", "--tls", "/nonexistent").end(3)["error"]
+    assert "No such file" in lab.run(*resume, "--tls", "/nonexistent").end(3)["error"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = "127.0.0.1:%d" % taken.getsockname()[1]
+        for how in (("--recover",), ("--supervise",)):
+            assert "in use" in lab.run(*recover, *how, "--listen", busy).end(3)["error"]
+    move.receive = lab.recover(move.target, "--recover")
+    move.migrate = lab.run(*resume)
+    move.arrived(resumes=None)
+
+
+def a_source_that_was_resumed_serves_no_more(lab):
+    """Its memory is another one since, whether it runs or stands still again."""
+    move = Move(lab, receive=("--max-rate", "4M"))
+    gate = move.until_pushing()
+    move.migrate.kill()
+    move.receive.kill()
+    gate.open(forward=False)
+    qmp = vm_support.ferryvm.Qmp(move.source.qmp)
+    qmp.command("cont")
+    qmp.command("stop")
+    qmp.close()
+    move.receive = lab.recover(move.target, "--recover")
+    resumed = lab.run("migrate", "--qmp", move.source.qmp, "--resume").end(3)
+    assert "has been resumed here since" in resumed["error"] and "--source-lost" in resumed["error"], resumed
+    assert move.target.status() in ("running", "paused"), move.target.status()
+    move.receive.kill()
+    monitor = move.source.qmp + ".kept"
+    os.link(move.source.qmp, monitor)
+    os.kill(move.source.pid, signal.SIGKILL)
+    vm_support.wait_for("the source's QEMU has ended", lambda: not os.path.exists(f"/proc/{move.source.pid}"))
+    gone = lab.run("migrate", "--qmp", monitor, "--resume").end(3)
+    assert "has ended, and with it the memory" in gone["error"], gone
+    given_up = lab.run("receive", "--qmp", move.target.qmp, "--recover", "--source-lost", "--on-lost", "poison")
+    # Where a guest is on KVM it gets a machine check; under emulation QEMU itself meets its end there.
+    while given_up.next():
+        pass
+    assert given_up.last["exit"] in (0, 4) and given_up.last["pages_poisoned"] > 0, given_up.last
+    lab.retire(move.target)
+    lab.retire(move.source)
 
 
 def migrate_killed_between_commit_and_its_answer(lab):
@@ -245,10 +298,12 @@ def supervised_commands_go_on_by_themselves(lab):
 CASES = {f.__name__: f for f in (
     receive_is_recovered, receive_is_recovered_again_and_again, migrate_is_resumed, both_are_killed_and_recovered,
     migrate_killed_once_the_target_is_released, receive_killed_once_the_source_knows_that_it_has_all,
+    what_cannot_begin_says_that_the_guest_waits,
     migrate_killed_between_commit_and_its_answer, receive_killed_before_commit_is_read,
     migrate_killed_before_the_commit_runs_the_guest_on, nothing_to_go_on_with_is_refused,
     a_second_migration_is_refused, cancelling_after_the_commit_is_refused,
-    a_paused_push_waits_and_the_guest_works, supervised_commands_go_on_by_themselves)}
+    a_paused_push_waits_and_the_guest_works, supervised_commands_go_on_by_themselves,
+    a_source_that_was_resumed_serves_no_more)}
 
 
 if __name__ == "__main__":

@@ -36,8 +36,25 @@ def moves_over_tls_and_others_are_turned_away(lab):
         assert f.n_cut == 1 and received["resumes"] >= 1, received
 
 
+def what_was_encrypted_does_not_go_on_without(lab):
+    source = lab.guest()
+    target = lab.target(source)
+    ours = credentials(lab, "again")
+    receive = lab.receive(target, *ours, "--max-rate", "8M")
+    migrate = lab.migrate(source, receive.address, *ours)
+    migrate.event("stage", stage="push")
+    migrate.kill()
+    receive.kill()
+    recover, resume = ("receive", "--qmp", target.qmp, "--recover"), ("migrate", "--qmp", source.qmp, "--resume")
+    for args in (recover, resume):
+        assert "were encrypted" in lab.run(*args).end(3)["error"], args
+    receive = lab.recover(target, "--recover", *ours)
+    lab.arrived(source, target, lab.run(*resume, *ours), receive)
+
+
 CASES = {case.__name__: case for case in (
     moves_over_tls_and_others_are_turned_away,
+    what_was_encrypted_does_not_go_on_without,
 )}
 
 if __name__ == "__main__":
