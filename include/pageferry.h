@@ -129,8 +129,8 @@ struct pageferry_server_options {
 	size_t size;
 	/* Where to listen: "HOST:PORT" (port 0: the kernel chooses), "[v6]:PORT" or "unix:PATH". */
 	const char *listen;
-	/* Or a socket that listens already. Given: closed by the library, on failure too. Ignored
-	 * unless ->has_listen_fd. */
+	/* Or a stream socket that listens already (TCP or UNIX; anything else is -EINVAL). Given:
+	 * closed by the library, on failure too. Ignored unless ->has_listen_fd. */
 	int has_listen_fd;
 	int listen_fd;
 	/* Opaque bytes that the target gets with the layout: registers, say. Copied. At most

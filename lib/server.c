@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -119,12 +120,44 @@ static int start(struct pageferry_server *s, const struct pageferry_server_optio
 	return rc;
 }
 
+/* Is @fd what connections can be accepted from? */
+static int check_listen_fd(int fd, struct ferry_failure *f)
+{
+	int type = 0, listens = 0;
+	socklen_t size = sizeof(type);
+
+	if (fd < 0)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "options: listen_fd is %d, which is no descriptor", fd);
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "options: listen_fd %d is %s; give a stream socket that listens",
+				  fd, errno == EBADF ? "not open" : "no socket");
+	if (type != SOCK_STREAM)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "options: listen_fd %d is no stream socket; give TCP or a UNIX "
+				  "stream socket that listens",
+				  fd);
+	size = sizeof(listens);
+	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0 || !listens)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "options: listen_fd %d does not listen; call bind() and listen() "
+				  "first",
+				  fd);
+	return 0;
+}
+
 static int check_options(const struct pageferry_server_options *o, struct ferry_failure *f)
 {
+	int rc;
+
 	if (!o->listen == !o->has_listen_fd)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "options: an address to listen on or a socket that listens, one "
 				  "of the two");
+	rc = o->has_listen_fd ? check_listen_fd(o->listen_fd, f) : 0;
+	if (rc < 0)
+		return rc;
 	if (o->state_bytes > FERRY_MAX_STATE_BYTES || (o->state_bytes && !o->state))
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "options: %u bytes of state; at most %d, and where they are",
@@ -132,7 +165,7 @@ static int check_options(const struct pageferry_server_options *o, struct ferry_
 	return ferry_lib_flags(o->flags, PAGEFERRY_NO_CHECKSUM, f);
 }
 
-/* @listen_fd: given, -1 for none */
+/* @listen_fd: given; -1: listen on the address in @o */
 static int set_up(struct pageferry_server *s, const struct pageferry_region *regions,
 		  uint32_t n_regions, const struct pageferry_server_options *o, int listen_fd,
 		  struct ferry_failure *f)
@@ -152,7 +185,7 @@ static int set_up(struct pageferry_server *s, const struct pageferry_region *reg
 	rc = open_sources(s, regions, n_regions, f);
 	if (rc < 0)
 		return rc;
-	if (fd < 0) {
+	if (!o->has_listen_fd) {
 		fd = listen_on(s, o->listen, f);
 		if (fd < 0)
 			return fd;
@@ -160,10 +193,17 @@ static int set_up(struct pageferry_server *s, const struct pageferry_region *reg
 	return start(s, o, TAKE_FD(fd), f);
 }
 
+/* The socket that was given with @o, whatever else is wrong with them; -1: none. */
+static int given_fd(const struct pageferry_server_options *o)
+{
+	return o && o->size >= OPTIONS_LEAST && o->has_listen_fd ? o->listen_fd : -1;
+}
+
 int pageferry_server_new(struct pageferry_server **out, const struct pageferry_region *regions,
 			 uint32_t n_regions, const struct pageferry_server_options *options,
 			 struct pageferry_error *e)
 {
+	_cleanup_close_ int fd = given_fd(options);
 	struct pageferry_server_options o;
 	struct ferry_failure f = {0};
 	struct pageferry_server *s;
@@ -174,21 +214,17 @@ int pageferry_server_new(struct pageferry_server **out, const struct pageferry_r
 				      ferry_fail(&f, FERRY_REFUSE, -EINVAL, "no %s given",
 						 out ? "options" : "room for the result"));
 	rc = ferry_lib_options(&o, sizeof(o), OPTIONS_LEAST, options, &f);
+	if (!rc)
+		rc = check_options(&o, &f);
 	if (rc < 0)
 		return ferry_lib_tell(e, &f, rc);
-	rc = check_options(&o, &f);
-	s = rc ? NULL : calloc(1, sizeof(*s));
-	if (!s) {
-		if (o.has_listen_fd)
-			ferry_close(o.listen_fd);
-		if (!rc)
-			rc = ferry_fail_errno(&f, FERRY_REFUSE, -ENOMEM, "server");
-		return ferry_lib_tell(e, &f, rc);
-	}
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return ferry_lib_tell(e, &f, ferry_fail_errno(&f, FERRY_REFUSE, -ENOMEM, "server"));
 	s->stop_fd = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	ferry_lib_log_init(&s->log, o.log, o.log_ctx, o.log_level);
-	rc = set_up(s, regions, n_regions, &o, o.has_listen_fd ? o.listen_fd : -1, &f);
+	rc = set_up(s, regions, n_regions, &o, TAKE_FD(fd), &f);
 	if (rc < 0) {
 		pageferry_server_free(s);
 		return ferry_lib_tell(e, &f, rc);

@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -256,6 +257,60 @@ Test(lib_misuse, options_of_a_server_are_checked)
 	o.has_listen_fd = 1;
 	o.listen_fd = -1;
 	cr_assert_eq(serve(&r, 1, &o, &e), -EINVAL);
+}
+
+static void assert_not_listening(int fd, const char *text)
+{
+	struct pageferry_region r = {.start = map_anon(BYTES), .bytes = BYTES};
+	struct pageferry_server_options o = {
+		.size = sizeof(o), .has_listen_fd = 1, .listen_fd = fd};
+	struct pageferry_error e = {0};
+
+	cr_assert_eq(serve(&r, 1, &o, &e), -EINVAL, "fd %d: %s", fd, e.text);
+	cr_assert_eq(e.consequence, PAGEFERRY_REFUSE);
+	cr_assert(strstr(e.text, text), "fd %d: %s", fd, e.text);
+	cr_assert_eq(fcntl(fd, F_GETFD), -1, "it was given");
+}
+
+Test(lib_misuse, what_no_connection_can_be_accepted_from_is_refused)
+{
+	struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	int closed = memfd_create("closed", MFD_CLOEXEC);
+	int bound = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), pair[2];
+
+	cr_assert(closed >= 0 && bound >= 0);
+	assert_not_listening(-1, "listen_fd is -1");
+	assert_not_listening(-7, "listen_fd is -7");
+	close(closed);
+	assert_not_listening(closed, "not open");
+	assert_not_listening(memfd_create("no socket", MFD_CLOEXEC), "no socket");
+	assert_not_listening(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "no stream socket");
+	assert_not_listening(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "no stream socket");
+	assert_not_listening(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "does not listen");
+	cr_assert_eq(bind(bound, (struct sockaddr *)&here, sizeof(here)), 0);
+	assert_not_listening(bound, "does not listen");
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	assert_not_listening(pair[0], "does not listen");
+	close(pair[1]);
+}
+
+Test(lib_misuse, a_socket_is_closed_whatever_else_is_wrong)
+{
+	struct pageferry_region r = {.start = map_anon(BYTES), .bytes = BYTES};
+	struct pageferry_server *s;
+
+	for (int i = 0; i < 2; i++) {
+		struct {
+			struct pageferry_server_options o;
+			uint64_t later;
+		} longer = {.o = {.size = sizeof(longer), .has_listen_fd = 1}, .later = !i};
+		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+		cr_assert(fd >= 0 && listen(fd, 1) == 0);
+		longer.o.listen_fd = fd;
+		cr_assert_eq(pageferry_server_new(i ? NULL : &s, &r, 1, &longer.o, NULL), -EINVAL);
+		cr_assert_eq(fcntl(fd, F_GETFD), -1);
+	}
 }
 
 Test(lib_misuse, a_listening_socket_is_taken_over_and_closed)
