@@ -275,7 +275,8 @@ struct pageferry_lazy_options {
  * Context: any thread. The threads of the library never touch the regions by themselves.
  * Errors:  -EPERM, -EACCES, -ENOSYS (REFUSE): the kernel has no userfaultfd for this user.
  *          -ENODEV (REFUSE): memory that userfaultfd can't serve. -EFAULT (REFUSE): not mapped.
- *          -EBUSY (REFUSE): it is lazy already, or another userfaultfd has it.
+ *          -EBUSY (REFUSE): memory that is lazy already, or that another userfaultfd has. End that
+ *          one first (_close or _abandon); @e has the region, by its address.
  *          Other errors (REFUSE): the trace file can't be written.
  * Source:  userfaultfd(2), ioctl_userfaultfd(2) UFFDIO_REGISTER
  */

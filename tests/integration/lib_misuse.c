@@ -148,7 +148,18 @@ Test(lib_misuse, memory_is_lazy_once_only)
 	struct pageferry_error e;
 
 	cr_assert_eq(pageferry_lazy_new(&l, &r, 1, NULL, &e), 0, "%s", e.text);
-	cr_assert_eq(make_lazy(&r, 1, &e), -EBUSY, "%s", e.text);
+	for (int named = 0; named <= 1; named++) {
+		char where[64];
+
+		r.name = named ? "heap" : "";
+		snprintf(where, sizeof(where), "region 0 (%sat %p)", named ? "'heap', " : "",
+			 r.start);
+		cr_assert_eq(make_lazy(&r, 1, &e), -EBUSY, "%s", e.text);
+		cr_assert_eq(e.consequence, PAGEFERRY_REFUSE);
+		cr_assert(strstr(e.text, where), "%s", e.text);
+		cr_assert(strstr(e.text, "registered with a userfaultfd already"), "%s", e.text);
+		cr_assert(strstr(e.text, "end that one first"), "%s", e.text);
+	}
 	/* That attempt has not taken it from the first. */
 	cr_assert_eq(pageferry_lazy_close(l), -EBUSY);
 	pageferry_lazy_abandon(l);
