@@ -298,9 +298,10 @@ int pageferry_lazy_connect(struct pageferry_lazy *l, const char *from, struct pa
 
 /**
  * pageferry_lazy_state() - the opaque bytes that the source sent along
+ * @bytes: how many there are, 0 with NULL; may be NULL itself, for who knows
  * Context: any thread.
- * Return: borrowed until _close; *@bytes of them. NULL before _connect has returned 0, and when there
- *         are none.
+ * Return: borrowed until _close or _abandon. NULL before _connect has returned 0, when there are
+ * none, and for an @l that is none.
  */
 const void *pageferry_lazy_state(const struct pageferry_lazy *l, uint32_t *bytes);
 

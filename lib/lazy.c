@@ -157,16 +157,13 @@ int pageferry_lazy_connect(struct pageferry_lazy *l, const char *from, struct pa
 
 const void *pageferry_lazy_state(const struct pageferry_lazy *l, uint32_t *bytes)
 {
-	const void *state;
-	uint32_t n;
+	const void *state = NULL;
+	uint32_t n = 0;
 
-	if (!l || !bytes)
-		return NULL;
-	*bytes = 0;
-	if (!l->connected)
-		return NULL;
-	state = ferry_target_state(l->target, &n);
-	*bytes = n;
+	if (l && l->connected)
+		state = ferry_target_state(l->target, &n);
+	if (bytes)
+		*bytes = n;
 	return n ? state : NULL;
 }
 

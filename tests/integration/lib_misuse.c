@@ -173,7 +173,7 @@ Test(lib_misuse, null_is_refused_everywhere)
 	struct pageferry_server_options o = listening();
 	struct pageferry_server *s;
 	struct pageferry_lazy *l;
-	uint32_t n;
+	uint32_t n = 7;
 
 	cr_assert_eq(pageferry_server_new(NULL, &r, 1, &o, NULL), -EINVAL);
 	cr_assert_eq(pageferry_server_new(&s, NULL, 1, &o, NULL), -EINVAL);
@@ -189,6 +189,8 @@ Test(lib_misuse, null_is_refused_everywhere)
 	cr_assert_eq(pageferry_lazy_new(&l, NULL, 1, NULL, NULL), -EINVAL);
 	cr_assert_eq(pageferry_lazy_connect(NULL, "127.0.0.1:1", NULL), -EINVAL);
 	cr_assert_null(pageferry_lazy_state(NULL, &n));
+	cr_assert_eq(n, 0);
+	cr_assert_null(pageferry_lazy_state(NULL, NULL));
 	cr_assert_eq(pageferry_lazy_push(NULL), -EINVAL);
 	cr_assert_eq(pageferry_lazy_fd(NULL), -EINVAL);
 	cr_assert_eq(pageferry_lazy_wait(NULL, 0, NULL), -EINVAL);
@@ -379,7 +381,8 @@ Test(lib_misuse, a_stopped_server_says_so)
 
 Test(lib_misuse, connecting_can_fail_and_be_tried_again)
 {
-	struct source src = {.kind = MEMORY_ANON, .n_pages = N_PAGES}, other = src;
+	struct source src = {.kind = MEMORY_ANON, .n_pages = N_PAGES, .state_bytes = 5};
+	struct source other = src;
 	struct pageferry_region r = {.start = map_anon(BYTES), .bytes = BYTES};
 	struct target t = {.memory = r.start};
 	struct pageferry_error e;
@@ -389,6 +392,7 @@ Test(lib_misuse, connecting_can_fail_and_be_tried_again)
 	cr_assert_eq(pageferry_lazy_push(t.lazy), -ENOTCONN);
 	cr_assert_null(pageferry_lazy_state(t.lazy, &n));
 	cr_assert_eq(n, 0);
+	cr_assert_null(pageferry_lazy_state(t.lazy, NULL));
 	cr_assert_eq(pageferry_lazy_connect(t.lazy, NULL, &e), -EINVAL);
 	cr_assert_eq(pageferry_lazy_connect(t.lazy, "nowhere", &e), -EINVAL);
 	cr_assert_lt(pageferry_lazy_connect(t.lazy, "unix:/nonexistent/socket", &e), 0);
@@ -402,6 +406,9 @@ Test(lib_misuse, connecting_can_fail_and_be_tried_again)
 	source_start(&src);
 	cr_assert_eq(pageferry_lazy_connect(t.lazy, src.address, &e), 0, "%s", e.text);
 	cr_assert_eq(pageferry_lazy_connect(t.lazy, src.address, &e), -EISCONN);
+	cr_assert_not_null(pageferry_lazy_state(t.lazy, &n));
+	cr_assert_eq(n, 5);
+	cr_assert_eq(pageferry_lazy_state(t.lazy, NULL), pageferry_lazy_state(t.lazy, &n));
 	cr_assert_eq(pageferry_lazy_push(t.lazy), 0);
 	cr_assert_eq(pageferry_lazy_push(t.lazy), 0);
 	target_await(&t, PAGEFERRY_COMPLETE);
