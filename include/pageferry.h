@@ -12,16 +12,25 @@
  *   wait for PAGEFERRY_COMPLETE              wait for PAGEFERRY_COMPLETE
  *   pageferry_server_free()                  pageferry_lazy_close()
  *
- * The library keeps no global state: any number of objects work in one process. It installs no signal
- * handlers, prints nothing and never ends the process. Its threads block all signals. It starts
- * threads, so it is to be used after fork() only in a child that has called exec().
+ * Any number of objects work in one process, and share nothing but the list of which there are. The
+ * library installs no signal handlers, prints nothing and never ends the process. Its threads block
+ * all signals. They don't exist in a child made by fork(), where all objects of the parent are
+ * -EBADF.
+ *
+ * What stands for an object (struct pageferry_server *, struct pageferry_lazy *) is no address, and
+ * none is given out twice: one whose object has ended stays known as that, whatever was made since.
+ * Any thread may end an object (_free, _close, _abandon) while others are in calls on it. From then
+ * on calls on it are -EBADF; those that wait come back with -ESHUTDOWN; and the end returns when
+ * all have left, so nothing that a call on lazy memory is given may be in that memory.
  *
  * Every function returns 0 (or what its comment says) or a negative errno, and where it takes a
- * struct pageferry_error it writes there on failure what happened, what follows from it, and what to
- * do. These go with all of them and are not repeated below:
- *   -EINVAL  REFUSE: an argument makes no sense (NULL, unaligned, overlapping, a struct's size that this
- *            version doesn't know); nothing was changed
- *   -ENOMEM  REFUSE: no memory; nothing was changed
+ * struct pageferry_error it writes there on failure what happened, what follows from it, and what
+ * to do. These go with all of them and are not repeated below: -EINVAL  REFUSE: an argument makes
+ * no sense (NULL, unaligned, overlapping, a struct's size that this version doesn't know); nothing
+ * was changed -ENOMEM  REFUSE: no memory; nothing was changed -EBADF   REFUSE: the object has
+ * ended, is one of the other kind or of the parent process, or is none at all. What returns nothing
+ * does nothing then. -EDEADLK REFUSE: called from within the log function of the same object. The
+ * same.
  *
  * Structs whose first member is ->size grow at their end in later versions. Set ->size to
  * sizeof(the struct); zero in every other member asks for its default.
@@ -80,8 +89,8 @@ enum pageferry_log_level {
 
 /*
  * A line for people. @line has no newline and is borrowed until return. Called from the library's
- * threads, several at once; it must not call back into the object that it belongs to, nor touch
- * memory that is lazy.
+ * threads and from within calls, several at once; it must not call back into the object that it
+ * belongs to (-EDEADLK), nor touch memory that is lazy.
  */
 typedef void (*pageferry_log_fn)(void *ctx, enum pageferry_log_level level, const char *line);
 
@@ -207,7 +216,8 @@ int pageferry_server_fd(const struct pageferry_server *s);
  * @timeout_ms: milliseconds; -1 for ever, 0 only looks
  * @e:          the story of LINK_LOST and FAILED
  * Context: one thread at a time.
- * Errors:  -ESHUTDOWN: the server was stopped, also while this waits.
+ * Errors:  -ESHUTDOWN: the server was stopped, also while this waits, or freed while it does.
+ *          -EBUSY (RETRY): another thread is in this call.
  * Return:  an enum pageferry_event, or a negative errno.
  */
 int pageferry_server_wait(struct pageferry_server *s, int timeout_ms, struct pageferry_error *e);
@@ -241,8 +251,9 @@ int pageferry_server_stop(struct pageferry_server *s);
 
 /**
  * pageferry_server_free() - stop and free
- * NULL is fine. No other call on @s may be under way. The memory is the caller's again.
- * Context: any thread.
+ * NULL is fine, and so is a server that was freed before: nothing is done. A call of another thread
+ * that waits for it ends with -ESHUTDOWN; this returns after all calls on @s have. The memory is
+ * the caller's again. Context: any thread but the log function's.
  */
 void pageferry_server_free(struct pageferry_server *s);
 
@@ -290,9 +301,11 @@ int pageferry_lazy_new(struct pageferry_lazy **out, const struct pageferry_regio
  * Returns when the connections are open and both sides have the same regions. From then on a lost
  * connection is opened again, for as long as it takes.
  * Context: any thread, one at a time.
- * Errors:  -ECONNREFUSED, -ETIMEDOUT, -EADDRNOTAVAIL, ... (LINK): it may be called again.
- *          -EINVAL, -EPROTO (REFUSE): the regions differ, or it is no pageferry. May be called again.
- *          -EISCONN: it was connected before.
+ * Errors:  -EBUSY (RETRY): another thread is in this call.
+ *          -ESHUTDOWN: it was abandoned while this waited.
+ *          -ECONNREFUSED, -ETIMEDOUT, -EADDRNOTAVAIL, ... (LINK): it may be called again.
+ *          -EINVAL, -EPROTO (REFUSE): the regions differ, or it is no pageferry. May be called
+ * again. -EISCONN: it was connected before.
  */
 int pageferry_lazy_connect(struct pageferry_lazy *l, const char *from, struct pageferry_error *e);
 
@@ -327,6 +340,8 @@ int pageferry_lazy_fd(const struct pageferry_lazy *l);
  * @timeout_ms: milliseconds; -1 for ever, 0 only looks
  * @e:          the story of LINK_LOST and FAILED
  * Context: one thread at a time, which must not hold what a thread that waits for a page holds.
+ * Errors:  -EBUSY (RETRY): another thread is in this call.
+ *          -ESHUTDOWN: it was closed or abandoned while this waits.
  * Return:  an enum pageferry_event, or a negative errno.
  */
 int pageferry_lazy_wait(struct pageferry_lazy *l, int timeout_ms, struct pageferry_error *e);
@@ -357,18 +372,19 @@ int pageferry_lazy_stats(const struct pageferry_lazy *l, struct pageferry_lazy_s
 
 /**
  * pageferry_lazy_close() - after PAGEFERRY_COMPLETE: end the threads and free
- * NULL is fine. No other call on @l may be under way.
- * Context: any thread.
- * Errors: -EBUSY (REFUSE): pages are missing. Nothing is done, since they would silently turn to
- *         zeros; wait, or call pageferry_lazy_abandon().
+ * NULL is fine. A call of another thread that waits for it ends with -ESHUTDOWN; this returns after
+ * all calls on @l have. A second one is -EBADF, and changes nothing. Context: any thread but the
+ * log function's. Errors: -EBUSY (REFUSE): pages are missing. Nothing is done, since they would
+ * silently turn to zeros; wait, or call pageferry_lazy_abandon().
  */
 int pageferry_lazy_close(struct pageferry_lazy *l);
 
 /**
  * pageferry_lazy_abandon() - give up: free, whatever is missing
  * Missing pages are zeros from here on, and who waits for one goes on with zeros: only right when
- * nothing is going to use the memory's content any more. NULL is fine.
- * Context: any thread.
+ * nothing is going to use the memory's content any more. NULL is fine, and so is what has ended
+ * before: nothing is done. Other threads' calls end as with _close.
+ * Context: any thread but the log function's.
  */
 void pageferry_lazy_abandon(struct pageferry_lazy *l);
 

@@ -26,6 +26,9 @@ struct ferry_lib_log {
 void ferry_lib_log_init(struct ferry_lib_log *l, pageferry_log_fn fn, void *ctx,
 			enum pageferry_log_level level);
 
+/* Is this thread in @l's function? */
+bool ferry_lib_log_is_inside(const struct ferry_lib_log *l);
+
 /* Copy the story to the caller. @e may be NULL. Return: @rc. */
 int ferry_lib_tell(struct pageferry_error *e, const struct ferry_failure *f, int rc);
 

@@ -13,10 +13,11 @@
 #include "base/cleanup.h"
 #include "base/net.h"
 #include "base/util.h"
-#include "lib/internal.h"
+#include "lib/handle.h"
 #include "pageserver/server.h"
 
-struct pageferry_server {
+/* What a handle, a struct pageferry_server *, stands for. */
+struct serving {
 	struct ferry_server *server;			 /* owned */
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	uint32_t n_sources;
@@ -50,7 +51,7 @@ static int open_source(struct ferry_source **out, const struct pageferry_region 
 				    r->desc.page_bytes, f);
 }
 
-static int open_sources(struct pageferry_server *s, const struct pageferry_region *in, uint32_t n,
+static int open_sources(struct serving *s, const struct pageferry_region *in, uint32_t n,
 			struct ferry_failure *f)
 {
 	_cleanup_free_ struct ferry_lib_region *r = NULL;
@@ -72,7 +73,7 @@ static int open_sources(struct pageferry_server *s, const struct pageferry_regio
 }
 
 /* Return: a listening socket; the address in s->address. */
-static int listen_on(struct pageferry_server *s, const char *text, struct ferry_failure *f)
+static int listen_on(struct serving *s, const char *text, struct ferry_failure *f)
 {
 	_cleanup_close_ int fd = -1;
 	struct ferry_addr asked, real;
@@ -90,8 +91,8 @@ static int listen_on(struct pageferry_server *s, const char *text, struct ferry_
 	return TAKE_FD(fd);
 }
 
-static int start(struct pageferry_server *s, const struct pageferry_server_options *o,
-		 int listen_fd, struct ferry_failure *f)
+static int start(struct serving *s, const struct pageferry_server_options *o, int listen_fd,
+		 struct ferry_failure *f)
 {
 	struct ferry_server_config config = {.sources = s->sources,
 					     .n_sources = s->n_sources,
@@ -166,9 +167,8 @@ static int check_options(const struct pageferry_server_options *o, struct ferry_
 }
 
 /* @listen_fd: given; -1: listen on the address in @o */
-static int set_up(struct pageferry_server *s, const struct pageferry_region *regions,
-		  uint32_t n_regions, const struct pageferry_server_options *o, int listen_fd,
-		  struct ferry_failure *f)
+static int set_up(struct serving *s, const struct pageferry_region *regions, uint32_t n_regions,
+		  const struct pageferry_server_options *o, int listen_fd, struct ferry_failure *f)
 {
 	_cleanup_close_ int fd = listen_fd;
 	int rc;
@@ -199,6 +199,27 @@ static int given_fd(const struct pageferry_server_options *o)
 	return o && o->size >= OPTIONS_LEAST && o->has_listen_fd ? o->listen_fd : -1;
 }
 
+static void serving_free(struct serving *s)
+{
+	if (s->server)
+		ferry_server_free(s->server);
+	for (uint32_t i = 0; i < s->n_sources; i++)
+		ferry_source_free(s->sources[i]);
+	ferry_close(s->stop_fd);
+	pthread_mutex_destroy(&s->lock);
+	free(s->state);
+	free(s);
+}
+
+/* For ferry_lib_retire(). */
+static void end_calls(void *object)
+{
+	struct serving *s = object;
+	uint64_t one = 1;
+
+	(void)!write(s->stop_fd, &one, sizeof(one));
+}
+
 int pageferry_server_new(struct pageferry_server **out, const struct pageferry_region *regions,
 			 uint32_t n_regions, const struct pageferry_server_options *options,
 			 struct pageferry_error *e)
@@ -206,7 +227,8 @@ int pageferry_server_new(struct pageferry_server **out, const struct pageferry_r
 	_cleanup_close_ int fd = given_fd(options);
 	struct pageferry_server_options o;
 	struct ferry_failure f = {0};
-	struct pageferry_server *s;
+	void *handle, *object;
+	struct serving *s;
 	int rc;
 
 	if (!out || !options)
@@ -219,24 +241,34 @@ int pageferry_server_new(struct pageferry_server **out, const struct pageferry_r
 	if (rc < 0)
 		return ferry_lib_tell(e, &f, rc);
 	s = calloc(1, sizeof(*s));
-	if (!s)
+	if (!s || ferry_lib_handle_new(&handle, FERRY_LIB_SERVER, s, &s->log) < 0) {
+		free(s);
 		return ferry_lib_tell(e, &f, ferry_fail_errno(&f, FERRY_REFUSE, -ENOMEM, "server"));
+	}
 	s->stop_fd = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	ferry_lib_log_init(&s->log, o.log, o.log_ctx, o.log_level);
 	rc = set_up(s, regions, n_regions, &o, TAKE_FD(fd), &f);
 	if (rc < 0) {
-		pageferry_server_free(s);
+		(void)ferry_lib_retire(&object, handle, FERRY_LIB_SERVER, end_calls);
+		serving_free(s);
 		return ferry_lib_tell(e, &f, rc);
 	}
-	*out = s;
+	*out = handle;
 	return 0;
 }
 
-int pageferry_server_address(const struct pageferry_server *s, char *out, size_t out_bytes)
+int pageferry_server_address(const struct pageferry_server *handle, char *out, size_t out_bytes)
 {
-	if (!s || !out)
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
+	const struct serving *s;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, NULL);
+
+	if (rc < 0)
+		return rc;
+	if (!out)
 		return -EINVAL;
+	s = pin.object;
 	if (!s->address[0])
 		return -ENOENT;
 	if (strlen(s->address) >= out_bytes)
@@ -245,13 +277,16 @@ int pageferry_server_address(const struct pageferry_server *s, char *out, size_t
 	return 0;
 }
 
-int pageferry_server_serve(struct pageferry_server *s, struct pageferry_error *e)
+int pageferry_server_serve(struct pageferry_server *handle, struct pageferry_error *e)
 {
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
 	struct ferry_failure f = {0};
-	int rc;
+	struct serving *s;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, &f);
 
-	if (!s)
-		return ferry_lib_tell(e, &f, -EINVAL);
+	if (rc < 0)
+		return ferry_lib_tell(e, &f, rc);
+	s = pin.object;
 	pthread_mutex_lock(&s->lock);
 	if (s->stopped)
 		rc = ferry_fail(&f, FERRY_REFUSE, -ESHUTDOWN, "the server was stopped");
@@ -264,9 +299,12 @@ int pageferry_server_serve(struct pageferry_server *s, struct pageferry_error *e
 	return ferry_lib_tell(e, &f, rc);
 }
 
-int pageferry_server_fd(const struct pageferry_server *s)
+int pageferry_server_fd(const struct pageferry_server *handle)
 {
-	return s ? ferry_server_events_fd(s->server) : -EINVAL;
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, NULL);
+
+	return rc < 0 ? rc : ferry_server_events_fd(((struct serving *)pin.object)->server);
 }
 
 static enum pageferry_event event_of(int event)
@@ -285,13 +323,19 @@ static enum pageferry_event event_of(int event)
 	}
 }
 
-int pageferry_server_wait(struct pageferry_server *s, int timeout_ms, struct pageferry_error *e)
+int pageferry_server_wait(struct pageferry_server *handle, int timeout_ms,
+			  struct pageferry_error *e)
 {
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
 	struct ferry_failure f = {0};
-	int rc;
+	struct serving *s;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, FERRY_LIB_WAIT, &f);
 
-	if (!s || timeout_ms < -1)
-		return ferry_lib_tell(e, &f, -EINVAL);
+	if (!rc && timeout_ms < -1)
+		rc = -EINVAL;
+	if (rc < 0)
+		return ferry_lib_tell(e, &f, rc);
+	s = pin.object;
 	rc = ferry_server_wait(s->server, timeout_ms, s->stop_fd, &f);
 	if (rc == -ECANCELED)
 		rc = ferry_fail(&f, FERRY_REFUSE, -ESHUTDOWN, "the server was stopped");
@@ -301,14 +345,19 @@ int pageferry_server_wait(struct pageferry_server *s, int timeout_ms, struct pag
 	return (int)event_of(rc);
 }
 
-int pageferry_server_stats(const struct pageferry_server *s, struct pageferry_server_stats *out)
+int pageferry_server_stats(const struct pageferry_server *handle,
+			   struct pageferry_server_stats *out)
 {
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
 	struct pageferry_server_stats mine;
 	struct ferry_server_stats st;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, NULL);
 
-	if (!s || !out)
+	if (rc < 0)
+		return rc;
+	if (!out)
 		return -EINVAL;
-	ferry_server_stats(s->server, &st);
+	ferry_server_stats(((struct serving *)pin.object)->server, &st);
 	mine = (struct pageferry_server_stats){.n_sessions = st.n_sessions,
 					       .n_completed = st.n_completed,
 					       .resumes = st.resumes,
@@ -323,32 +372,29 @@ int pageferry_server_stats(const struct pageferry_server *s, struct pageferry_se
 	return ferry_lib_result(out, &mine, sizeof(mine), STATS_LEAST);
 }
 
-int pageferry_server_stop(struct pageferry_server *s)
+int pageferry_server_stop(struct pageferry_server *handle)
 {
-	uint64_t one = 1;
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
+	struct serving *s;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, NULL);
 
-	if (!s)
-		return -EINVAL;
+	if (rc < 0)
+		return rc;
+	s = pin.object;
 	pthread_mutex_lock(&s->lock);
 	if (!s->stopped) {
 		s->stopped = true;
-		(void)!write(s->stop_fd, &one, sizeof(one));
+		end_calls(s);
 		ferry_server_stop(s->server);
 	}
 	pthread_mutex_unlock(&s->lock);
 	return 0;
 }
 
-void pageferry_server_free(struct pageferry_server *s)
+void pageferry_server_free(struct pageferry_server *handle)
 {
-	if (!s)
-		return;
-	if (s->server)
-		ferry_server_free(s->server);
-	for (uint32_t i = 0; i < s->n_sources; i++)
-		ferry_source_free(s->sources[i]);
-	ferry_close(s->stop_fd);
-	pthread_mutex_destroy(&s->lock);
-	free(s->state);
-	free(s);
+	void *object;
+
+	if (!ferry_lib_retire(&object, handle, FERRY_LIB_SERVER, end_calls))
+		serving_free(object);
 }
