@@ -33,7 +33,8 @@
  * same.
  *
  * Structs whose first member is ->size grow at their end in later versions. Set ->size to
- * sizeof(the struct); zero in every other member asks for its default.
+ * sizeof(the struct); zero in every other member asks for its default. struct pageferry_region, of
+ * which there are arrays, grows too: its size is in the options, see ->region_size.
  */
 #ifndef PAGEFERRY_H
 #define PAGEFERRY_H
@@ -97,13 +98,15 @@ typedef void (*pageferry_log_fn)(void *ctx, enum pageferry_log_level level, cons
 /* --- memory ------------------------------------------------------------------------------------ */
 
 /*
- * A range of this process's own memory. Both sides name the same regions in the same order, with the
- * same sizes and page sizes. A target that gives no name takes any; a source that gives none says
- * "region0", "region1", ...
+ * A range of this process's own memory. Both sides name the same regions in the same order, with
+ * the same sizes and page sizes. A target that gives no name takes any; a source that gives none
+ * says "region0", "region1", ...
  *
  * Private anonymous memory, shared memory (memfd, tmpfs, shared anonymous) and huge pages of 2 MiB
  * (hugetlbfs, MAP_HUGETLB) can be served and made lazy; memory mapped from ordinary files can be
  * served only.
+ *
+ * Later versions may add members at the end; zero asks for their default.
  */
 struct pageferry_region {
 	const char *name;  /* at most 63 bytes; NULL or "" for none; borrowed for the call */
@@ -154,6 +157,10 @@ struct pageferry_server_options {
 	void *log_ctx;
 	enum pageferry_log_level log_level;
 	uint64_t flags; /* PAGEFERRY_NO_CHECKSUM */
+	/* sizeof(struct pageferry_region) as the program was compiled, so that the library finds
+	 * the next one in the array. 0: that of version 0.1, which a program that leaves it out has
+	 * to be compiled with. */
+	size_t region_size;
 };
 
 /**
@@ -273,6 +280,7 @@ struct pageferry_lazy_options {
 	 * Borrowed for the call. */
 	const char *trace_file;
 	uint64_t flags; /* PAGEFERRY_NO_CHECKSUM, PAGEFERRY_POISON_LOST */
+	size_t region_size; /* as in struct pageferry_server_options; 0 also without options */
 };
 
 /**

@@ -50,6 +50,15 @@ int ferry_lib_flags(uint64_t flags, uint64_t known, struct ferry_failure *f);
 /* The way back: @in to a caller whose struct begins with its size. Errors: -EINVAL. */
 int ferry_lib_result(void *out, const void *in, size_t known, size_t least);
 
+/**
+ * ferry_lib_regions_take() - take an array of regions from the caller, of whatever version
+ * @out: room for FERRY_MAX_REGIONS
+ * @region_size: of each in @in; 0: as in the first version
+ * Errors (REFUSE): -EINVAL: no regions, too many, no such size, or members that are not known.
+ */
+int ferry_lib_regions_take(struct pageferry_region *out, const struct pageferry_region *in,
+			   uint32_t n, size_t region_size, struct ferry_failure *f);
+
 /* A region of the caller's, checked, with what the kernel says about it. */
 struct ferry_lib_region {
 	struct ferry_region_desc desc;
@@ -60,7 +69,7 @@ struct ferry_lib_region {
 
 /**
  * ferry_lib_regions() - check the caller's regions against each other and against the kernel
- * @out: room for @n
+ * @out: room for @n; @in: as taken
  * Errors (REFUSE): -EINVAL, -EFAULT (not mapped, or as several kinds of memory).
  */
 int ferry_lib_regions(struct ferry_lib_region *out, const struct pageferry_region *in, uint32_t n,

@@ -34,6 +34,7 @@ struct lazy {
 static int make_target(struct lazy *l, const struct pageferry_region *in, uint32_t n,
 		       const struct pageferry_lazy_options *o, struct ferry_failure *f)
 {
+	_cleanup_free_ struct pageferry_region *taken = NULL;
 	_cleanup_free_ struct ferry_lib_region *checked = NULL;
 	_cleanup_free_ struct ferry_target_region *regions = NULL;
 	struct ferry_target_config config = {.n_bulk = o->n_bulk,
@@ -47,11 +48,14 @@ static int make_target(struct lazy *l, const struct pageferry_region *in, uint32
 	sigset_t saved;
 	int rc;
 
+	taken = calloc(FERRY_MAX_REGIONS, sizeof(*taken));
 	checked = calloc(FERRY_MAX_REGIONS, sizeof(*checked));
 	regions = calloc(FERRY_MAX_REGIONS, sizeof(*regions));
-	if (!checked || !regions)
+	if (!taken || !checked || !regions)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "regions");
-	rc = ferry_lib_regions(checked, in, n, f);
+	rc = ferry_lib_regions_take(taken, in, n, o->region_size, f);
+	if (!rc)
+		rc = ferry_lib_regions(checked, taken, n, f);
 	if (rc < 0)
 		return rc;
 	for (uint32_t i = 0; i < n; i++)

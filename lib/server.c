@@ -51,16 +51,20 @@ static int open_source(struct ferry_source **out, const struct pageferry_region 
 				    r->desc.page_bytes, f);
 }
 
-static int open_sources(struct serving *s, const struct pageferry_region *in, uint32_t n,
-			struct ferry_failure *f)
+static int open_sources(struct serving *s, const struct pageferry_region *regions, uint32_t n,
+			size_t region_size, struct ferry_failure *f)
 {
+	_cleanup_free_ struct pageferry_region *in = NULL;
 	_cleanup_free_ struct ferry_lib_region *r = NULL;
 	int rc;
 
+	in = calloc(FERRY_MAX_REGIONS, sizeof(*in));
 	r = calloc(FERRY_MAX_REGIONS, sizeof(*r));
-	if (!r)
+	if (!in || !r)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "regions");
-	rc = ferry_lib_regions(r, in, n, f);
+	rc = ferry_lib_regions_take(in, regions, n, region_size, f);
+	if (!rc)
+		rc = ferry_lib_regions(r, in, n, f);
 	for (uint32_t i = 0; !rc && i < n; i++) {
 		/* On the wire each has a name. */
 		if (!r[i].desc.name[0])
@@ -182,7 +186,7 @@ static int set_up(struct serving *s, const struct pageferry_region *regions, uin
 			return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "state");
 		memcpy(s->state, o->state, o->state_bytes);
 	}
-	rc = open_sources(s, regions, n_regions, f);
+	rc = open_sources(s, regions, n_regions, o->region_size, f);
 	if (rc < 0)
 		return rc;
 	if (!o->has_listen_fd) {

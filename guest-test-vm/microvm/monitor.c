@@ -165,9 +165,10 @@ static struct pageferry_region region_of(const struct monitor *m)
 
 static int do_serve(struct monitor *m, const char *arg)
 {
-	struct pageferry_server_options options = {.size = sizeof(options), .listen = arg};
-	char address[PAGEFERRY_ADDRESS_MAX];
 	struct pageferry_region region;
+	struct pageferry_server_options options = {
+		.size = sizeof(options), .listen = arg, .region_size = sizeof(region)};
+	char address[PAGEFERRY_ADDRESS_MAX];
 	struct pageferry_error e;
 	uint64_t from = now_ns();
 
@@ -188,9 +189,10 @@ static int do_serve(struct monitor *m, const char *arg)
 
 static int take(struct monitor *m, const char *from)
 {
-	struct pageferry_lazy_options options = {.size = sizeof(options),
-						 .trace_file = m->config->trace_file};
 	struct pageferry_region region = region_of(m);
+	struct pageferry_lazy_options options = {.size = sizeof(options),
+						 .trace_file = m->config->trace_file,
+						 .region_size = sizeof(region)};
 	struct pageferry_error e;
 	const void *state;
 	uint32_t bytes;

@@ -226,6 +226,57 @@ Test(lib_misuse, sizes_of_options_are_checked)
 	cr_assert(strstr(e.text, "doesn't know"), "%s", e.text);
 }
 
+/* The struct of a later version. */
+struct later_region {
+	struct pageferry_region r;
+	uint64_t later;
+};
+
+/* Both sides with @n regions of @size bytes each. */
+static void assert_regions(const void *regions, uint32_t n, size_t size, const char *refused)
+{
+	struct pageferry_server_options o = listening();
+	struct pageferry_lazy_options lo = {.size = sizeof(lo), .region_size = size};
+	struct pageferry_lazy *l;
+	struct pageferry_error e = {0};
+	int rc;
+
+	o.region_size = size;
+	rc = serve(regions, n, &o, &e);
+	cr_assert_eq(rc, refused ? -EINVAL : 0, "%s", e.text);
+	cr_assert(!refused || strstr(e.text, refused), "%s", e.text);
+	memset(&e, 0, sizeof(e));
+	rc = pageferry_lazy_new(&l, regions, n, &lo, &e);
+	cr_assert_eq(rc, refused ? -EINVAL : 0, "%s", e.text);
+	cr_assert(!refused || strstr(e.text, refused), "%s", e.text);
+	if (!rc)
+		pageferry_lazy_abandon(l);
+}
+
+Test(lib_misuse, regions_may_be_those_of_a_later_version)
+{
+	uint8_t *m = map_anon(2 * BYTES);
+	struct later_region later[2] = {{.r = {.start = m, .bytes = BYTES}},
+					{.r = {.start = m + BYTES, .bytes = BYTES}}};
+	struct pageferry_region now[2] = {later[0].r, later[1].r};
+	size_t size = sizeof(struct pageferry_region);
+
+	assert_regions(now, 2, 0, NULL);
+	assert_regions(now, 2, size, NULL);
+	assert_regions(later, 2, sizeof(later[0]), NULL);
+	/* The second one is found, and looked at. */
+	later[1].r.start = m + 1;
+	assert_regions(later, 2, sizeof(later[0]), "region 1: start");
+	later[1].r.start = m + BYTES;
+	later[1].later = 1;
+	assert_regions(later, 2, sizeof(later[0]), "region 1 asks for something");
+	assert_regions(later, 1, sizeof(later[0]), NULL);
+	assert_regions(now, 1, size - 1, "sizeof(struct pageferry_region)");
+	assert_regions(now, 1, size + 1, "sizeof(struct pageferry_region)");
+	assert_regions(now, 1, size - 8, "sizeof(struct pageferry_region)");
+	assert_regions(now, 1, SIZE_MAX / 8 * 8, "sizeof(struct pageferry_region)");
+}
+
 Test(lib_misuse, flags_that_are_not_known_are_refused)
 {
 	struct pageferry_region r = {.start = map_anon(BYTES), .bytes = BYTES};
