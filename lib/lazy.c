@@ -294,6 +294,20 @@ static double percentile_us(const struct ferry_histogram *h, unsigned int permil
 	return (double)ferry_histogram_percentile(h, permille) / FERRY_NS_PER_US;
 }
 
+static void fill_buckets(uint64_t *out, const struct ferry_histogram *h)
+{
+	uint64_t below = 0;
+
+	for (int i = 0; i < PAGEFERRY_FAULT_BUCKETS - 1; i++) {
+		uint64_t now = ferry_histogram_count_below(h, (uint64_t)FERRY_NS_PER_US << i);
+
+		out[i] = now - below;
+		below = now;
+	}
+	/* Not h->n: it may be ahead of the buckets. */
+	out[PAGEFERRY_FAULT_BUCKETS - 1] = ferry_histogram_count_below(h, UINT64_MAX) - below;
+}
+
 int pageferry_lazy_stats(const struct pageferry_lazy *handle, struct pageferry_lazy_stats *out)
 {
 	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
@@ -331,6 +345,7 @@ int pageferry_lazy_stats(const struct pageferry_lazy *handle, struct pageferry_l
 		.pages_poisoned = st->pages_poisoned,
 		.checksum_errors = st->checksum_errors,
 	};
+	fill_buckets(mine.fault_buckets, &st->fault_ns);
 	return ferry_lib_result(out, &mine, sizeof(mine), STATS_LEAST);
 }
 
