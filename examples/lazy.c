@@ -75,7 +75,11 @@ int main(int argc, char **argv)
 	uint64_t bytes = (argc > 2 ? strtoull(argv[2], NULL, 10) : 64) << 20;
 	struct pageferry_region region = {.name = "example", .bytes = bytes};
 	struct pageferry_lazy_options options = {
-		.size = sizeof(options), .log = say, .log_level = PAGEFERRY_LOG_WARN};
+		.size = sizeof(options),
+		.region_size = sizeof(region),
+		.log = say,
+		.log_level = PAGEFERRY_LOG_WARN,
+	};
 	struct work work = {.n = bytes / sizeof(uint64_t)};
 	struct pageferry_lazy *lazy;
 	struct pageferry_error e;

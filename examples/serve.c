@@ -58,6 +58,7 @@ int main(int argc, char **argv)
 	struct pageferry_region region = {.name = "example", .bytes = bytes};
 	struct pageferry_server_options options = {
 		.size = sizeof(options),
+		.region_size = sizeof(region),
 		.listen = argc > 1 ? argv[1] : NULL,
 		.state = &bytes, /* anything that the target should know; here, how much memory */
 		.state_bytes = sizeof(bytes),

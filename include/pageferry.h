@@ -12,19 +12,29 @@
  *   wait for PAGEFERRY_COMPLETE              wait for PAGEFERRY_COMPLETE
  *   pageferry_server_free()                  pageferry_lazy_close()
  *
- * The library keeps no global state: any number of objects work in one process. It installs no signal
- * handlers, prints nothing and never ends the process. Its threads block all signals. It starts
- * threads, so it is to be used after fork() only in a child that has called exec().
+ * Any number of objects work in one process, and share nothing but the list of which there are. The
+ * library installs no signal handlers, prints nothing and never ends the process. Its threads block
+ * all signals. They don't exist in a child made by fork(), where all objects of the parent are
+ * -EBADF.
+ *
+ * What stands for an object (struct pageferry_server *, struct pageferry_lazy *) is no address, and
+ * none is given out twice: one whose object has ended stays known as that, whatever was made since.
+ * Any thread may end an object (_free, _close, _abandon) while others are in calls on it. From then
+ * on calls on it are -EBADF; those that wait come back with -ESHUTDOWN; and the end returns when
+ * all have left, so nothing that a call on lazy memory is given may be in that memory.
  *
  * Every function returns 0 (or what its comment says) or a negative errno, and where it takes a
- * struct pageferry_error it writes there on failure what happened, what follows from it, and what to
- * do. These go with all of them and are not repeated below:
- *   -EINVAL  REFUSE: an argument makes no sense (NULL, unaligned, overlapping, a struct's size that this
- *            version doesn't know); nothing was changed
- *   -ENOMEM  REFUSE: no memory; nothing was changed
+ * struct pageferry_error it writes there on failure what happened, what follows from it, and what
+ * to do. These go with all of them and are not repeated below: -EINVAL  REFUSE: an argument makes
+ * no sense (NULL, unaligned, overlapping, a struct's size that this version doesn't know); nothing
+ * was changed -ENOMEM  REFUSE: no memory; nothing was changed -EBADF   REFUSE: the object has
+ * ended, is one of the other kind or of the parent process, or is none at all. What returns nothing
+ * does nothing then. -EDEADLK REFUSE: called from within the log function of the same object. The
+ * same.
  *
  * Structs whose first member is ->size grow at their end in later versions. Set ->size to
- * sizeof(the struct); zero in every other member asks for its default.
+ * sizeof(the struct); zero in every other member asks for its default. struct pageferry_region, of
+ * which there are arrays, grows too: its size is in the options, see ->region_size.
  */
 #ifndef PAGEFERRY_H
 #define PAGEFERRY_H
@@ -80,21 +90,23 @@ enum pageferry_log_level {
 
 /*
  * A line for people. @line has no newline and is borrowed until return. Called from the library's
- * threads, several at once; it must not call back into the object that it belongs to, nor touch
- * memory that is lazy.
+ * threads and from within calls, several at once; it must not call back into the object that it
+ * belongs to (-EDEADLK), nor touch memory that is lazy.
  */
 typedef void (*pageferry_log_fn)(void *ctx, enum pageferry_log_level level, const char *line);
 
 /* --- memory ------------------------------------------------------------------------------------ */
 
 /*
- * A range of this process's own memory. Both sides name the same regions in the same order, with the
- * same sizes and page sizes. A target that gives no name takes any; a source that gives none says
- * "region0", "region1", ...
+ * A range of this process's own memory. Both sides name the same regions in the same order, with
+ * the same sizes and page sizes. A target that gives no name takes any; a source that gives none
+ * says "region0", "region1", ...
  *
  * Private anonymous memory, shared memory (memfd, tmpfs, shared anonymous) and huge pages of 2 MiB
  * (hugetlbfs, MAP_HUGETLB) can be served and made lazy; memory mapped from ordinary files can be
  * served only.
+ *
+ * Later versions may add members at the end; zero asks for their default.
  */
 struct pageferry_region {
 	const char *name;  /* at most 63 bytes; NULL or "" for none; borrowed for the call */
@@ -129,8 +141,8 @@ struct pageferry_server_options {
 	size_t size;
 	/* Where to listen: "HOST:PORT" (port 0: the kernel chooses), "[v6]:PORT" or "unix:PATH". */
 	const char *listen;
-	/* Or a socket that listens already. Given: closed by the library, on failure too. Ignored
-	 * unless ->has_listen_fd. */
+	/* Or a stream socket that listens already (TCP or UNIX; anything else is -EINVAL). Given:
+	 * closed by the library, on failure too. Ignored unless ->has_listen_fd. */
 	int has_listen_fd;
 	int listen_fd;
 	/* Opaque bytes that the target gets with the layout: registers, say. Copied. At most
@@ -145,6 +157,10 @@ struct pageferry_server_options {
 	void *log_ctx;
 	enum pageferry_log_level log_level;
 	uint64_t flags; /* PAGEFERRY_NO_CHECKSUM */
+	/* sizeof(struct pageferry_region) as the program was compiled, so that the library finds
+	 * the next one in the array. 0: that of version 0.1, which a program that leaves it out has
+	 * to be compiled with. */
+	size_t region_size;
 };
 
 /**
@@ -207,7 +223,8 @@ int pageferry_server_fd(const struct pageferry_server *s);
  * @timeout_ms: milliseconds; -1 for ever, 0 only looks
  * @e:          the story of LINK_LOST and FAILED
  * Context: one thread at a time.
- * Errors:  -ESHUTDOWN: the server was stopped, also while this waits.
+ * Errors:  -ESHUTDOWN: the server was stopped, also while this waits, or freed while it does.
+ *          -EBUSY (RETRY): another thread is in this call.
  * Return:  an enum pageferry_event, or a negative errno.
  */
 int pageferry_server_wait(struct pageferry_server *s, int timeout_ms, struct pageferry_error *e);
@@ -241,8 +258,9 @@ int pageferry_server_stop(struct pageferry_server *s);
 
 /**
  * pageferry_server_free() - stop and free
- * NULL is fine. No other call on @s may be under way. The memory is the caller's again.
- * Context: any thread.
+ * NULL is fine, and so is a server that was freed before: nothing is done. A call of another thread
+ * that waits for it ends with -ESHUTDOWN; this returns after all calls on @s have. The memory is
+ * the caller's again. Context: any thread but the log function's.
  */
 void pageferry_server_free(struct pageferry_server *s);
 
@@ -262,6 +280,7 @@ struct pageferry_lazy_options {
 	 * Borrowed for the call. */
 	const char *trace_file;
 	uint64_t flags; /* PAGEFERRY_NO_CHECKSUM, PAGEFERRY_POISON_LOST */
+	size_t region_size; /* as in struct pageferry_server_options; 0 also without options */
 };
 
 /**
@@ -275,7 +294,8 @@ struct pageferry_lazy_options {
  * Context: any thread. The threads of the library never touch the regions by themselves.
  * Errors:  -EPERM, -EACCES, -ENOSYS (REFUSE): the kernel has no userfaultfd for this user.
  *          -ENODEV (REFUSE): memory that userfaultfd can't serve. -EFAULT (REFUSE): not mapped.
- *          -EBUSY (REFUSE): it is lazy already, or another userfaultfd has it.
+ *          -EBUSY (REFUSE): memory that is lazy already, or that another userfaultfd has. End that
+ *          one first (_close or _abandon); @e has the region, by its address.
  *          Other errors (REFUSE): the trace file can't be written.
  * Source:  userfaultfd(2), ioctl_userfaultfd(2) UFFDIO_REGISTER
  */
@@ -289,17 +309,20 @@ int pageferry_lazy_new(struct pageferry_lazy **out, const struct pageferry_regio
  * Returns when the connections are open and both sides have the same regions. From then on a lost
  * connection is opened again, for as long as it takes.
  * Context: any thread, one at a time.
- * Errors:  -ECONNREFUSED, -ETIMEDOUT, -EADDRNOTAVAIL, ... (LINK): it may be called again.
- *          -EINVAL, -EPROTO (REFUSE): the regions differ, or it is no pageferry. May be called again.
- *          -EISCONN: it was connected before.
+ * Errors:  -EBUSY (RETRY): another thread is in this call.
+ *          -ESHUTDOWN: it was abandoned while this waited.
+ *          -ECONNREFUSED, -ETIMEDOUT, -EADDRNOTAVAIL, ... (LINK): it may be called again.
+ *          -EINVAL, -EPROTO (REFUSE): the regions differ, or it is no pageferry. May be called
+ * again. -EISCONN: it was connected before.
  */
 int pageferry_lazy_connect(struct pageferry_lazy *l, const char *from, struct pageferry_error *e);
 
 /**
  * pageferry_lazy_state() - the opaque bytes that the source sent along
+ * @bytes: how many there are, 0 with NULL; may be NULL itself, for who knows
  * Context: any thread.
- * Return: borrowed until _close; *@bytes of them. NULL before _connect has returned 0, and when there
- *         are none.
+ * Return: borrowed until _close or _abandon. NULL before _connect has returned 0, when there are
+ * none, and for an @l that is none.
  */
 const void *pageferry_lazy_state(const struct pageferry_lazy *l, uint32_t *bytes);
 
@@ -325,9 +348,13 @@ int pageferry_lazy_fd(const struct pageferry_lazy *l);
  * @timeout_ms: milliseconds; -1 for ever, 0 only looks
  * @e:          the story of LINK_LOST and FAILED
  * Context: one thread at a time, which must not hold what a thread that waits for a page holds.
+ * Errors:  -EBUSY (RETRY): another thread is in this call.
+ *          -ESHUTDOWN: it was closed or abandoned while this waits.
  * Return:  an enum pageferry_event, or a negative errno.
  */
 int pageferry_lazy_wait(struct pageferry_lazy *l, int timeout_ms, struct pageferry_error *e);
+
+#define PAGEFERRY_FAULT_BUCKETS 28
 
 struct pageferry_lazy_stats {
 	size_t size;				/* set by the caller */
@@ -344,6 +371,10 @@ struct pageferry_lazy_stats {
 	double fault_p50_us, fault_p99_us, fault_p999_us, fault_max_us;
 	uint64_t pages_lost, pages_poisoned; /* the source can't read them any more */
 	uint64_t checksum_errors;	     /* runs of pages that came damaged, and were asked for again */
+	/* The same faults by how long they took: [0] less than 1 us, [1] 1 us, [n] from 2^(n-1) us
+	 * to less than 2^n us; the last has all that took longer, too. The edges are right
+	 * within 3.2 %. */
+	uint64_t fault_buckets[PAGEFERRY_FAULT_BUCKETS];
 };
 
 /**
@@ -355,18 +386,19 @@ int pageferry_lazy_stats(const struct pageferry_lazy *l, struct pageferry_lazy_s
 
 /**
  * pageferry_lazy_close() - after PAGEFERRY_COMPLETE: end the threads and free
- * NULL is fine. No other call on @l may be under way.
- * Context: any thread.
- * Errors: -EBUSY (REFUSE): pages are missing. Nothing is done, since they would silently turn to
- *         zeros; wait, or call pageferry_lazy_abandon().
+ * NULL is fine. A call of another thread that waits for it ends with -ESHUTDOWN; this returns after
+ * all calls on @l have. A second one is -EBADF, and changes nothing. Context: any thread but the
+ * log function's. Errors: -EBUSY (REFUSE): pages are missing. Nothing is done, since they would
+ * silently turn to zeros; wait, or call pageferry_lazy_abandon().
  */
 int pageferry_lazy_close(struct pageferry_lazy *l);
 
 /**
  * pageferry_lazy_abandon() - give up: free, whatever is missing
  * Missing pages are zeros from here on, and who waits for one goes on with zeros: only right when
- * nothing is going to use the memory's content any more. NULL is fine.
- * Context: any thread.
+ * nothing is going to use the memory's content any more. NULL is fine, and so is what has ended
+ * before: nothing is done. Other threads' calls end as with _close.
+ * Context: any thread but the log function's.
  */
 void pageferry_lazy_abandon(struct pageferry_lazy *l);
 

@@ -16,11 +16,30 @@ const char *pageferry_version(void)
 	return FERRY_VERSION_TEXT;
 }
 
+/* The log functions that this thread is in, the innermost first: each may use other objects. */
+struct inside {
+	const struct ferry_lib_log *log;
+	const struct inside *outer;
+};
+
+static _Thread_local const struct inside *inside;
+
 static void sink(void *ctx, enum ferry_log_level level, const char *line)
 {
 	struct ferry_lib_log *l = ctx;
+	struct inside here = {.log = l, .outer = inside};
 
+	inside = &here;
 	l->fn(l->ctx, (enum pageferry_log_level)(level + 1), line);
+	inside = here.outer;
+}
+
+bool ferry_lib_log_is_inside(const struct ferry_lib_log *l)
+{
+	for (const struct inside *i = inside; i; i = i->outer)
+		if (i->log == l)
+			return true;
+	return false;
 }
 
 void ferry_lib_log_init(struct ferry_lib_log *l, pageferry_log_fn fn, void *ctx,

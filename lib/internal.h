@@ -26,6 +26,9 @@ struct ferry_lib_log {
 void ferry_lib_log_init(struct ferry_lib_log *l, pageferry_log_fn fn, void *ctx,
 			enum pageferry_log_level level);
 
+/* Is this thread in @l's function? */
+bool ferry_lib_log_is_inside(const struct ferry_lib_log *l);
+
 /* Copy the story to the caller. @e may be NULL. Return: @rc. */
 int ferry_lib_tell(struct pageferry_error *e, const struct ferry_failure *f, int rc);
 
@@ -47,6 +50,15 @@ int ferry_lib_flags(uint64_t flags, uint64_t known, struct ferry_failure *f);
 /* The way back: @in to a caller whose struct begins with its size. Errors: -EINVAL. */
 int ferry_lib_result(void *out, const void *in, size_t known, size_t least);
 
+/**
+ * ferry_lib_regions_take() - take an array of regions from the caller, of whatever version
+ * @out: room for FERRY_MAX_REGIONS
+ * @region_size: of each in @in; 0: as in the first version
+ * Errors (REFUSE): -EINVAL: no regions, too many, no such size, or members that are not known.
+ */
+int ferry_lib_regions_take(struct pageferry_region *out, const struct pageferry_region *in,
+			   uint32_t n, size_t region_size, struct ferry_failure *f);
+
 /* A region of the caller's, checked, with what the kernel says about it. */
 struct ferry_lib_region {
 	struct ferry_region_desc desc;
@@ -57,7 +69,7 @@ struct ferry_lib_region {
 
 /**
  * ferry_lib_regions() - check the caller's regions against each other and against the kernel
- * @out: room for @n
+ * @out: room for @n; @in: as taken
  * Errors (REFUSE): -EINVAL, -EFAULT (not mapped, or as several kinds of memory).
  */
 int ferry_lib_regions(struct ferry_lib_region *out, const struct pageferry_region *in, uint32_t n,

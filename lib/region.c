@@ -10,6 +10,38 @@
 #include "base/util.h"
 #include "lib/internal.h"
 
+/* That of the first version, however many members there are now. */
+#define REGION_LEAST (offsetof(struct pageferry_region, offset) + sizeof(uint64_t))
+/* More is no struct's size, but something else that was put there. */
+#define REGION_MOST 4096
+
+int ferry_lib_regions_take(struct pageferry_region *out, const struct pageferry_region *in,
+			   uint32_t n, size_t region_size, struct ferry_failure *f)
+{
+	size_t size = region_size ? region_size : REGION_LEAST;
+	const unsigned char *from = (const unsigned char *)in;
+
+	if (!in || !n || n > FERRY_MAX_REGIONS)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "%u regions; 1 to %d are possible", n,
+				  FERRY_MAX_REGIONS);
+	if (size < REGION_LEAST || size > REGION_MOST || size % _Alignof(struct pageferry_region))
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "options: region_size is %zu; set it to sizeof(struct "
+				  "pageferry_region)",
+				  size);
+	for (uint32_t i = 0; i < n; i++, from += size) {
+		for (size_t at = sizeof(*out); at < size; at++)
+			if (from[at])
+				return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+						  "region %u asks for something that version %s of "
+						  "the library doesn't know",
+						  i, FERRY_VERSION_TEXT);
+		out[i] = (struct pageferry_region){0};
+		memcpy(&out[i], from, FERRY_MIN(size, sizeof(*out)));
+	}
+	return 0;
+}
+
 static int check_shape(const struct pageferry_region *r, uint32_t i, struct ferry_failure *f)
 {
 	uint64_t start = (uintptr_t)r->start;
@@ -107,9 +139,6 @@ int ferry_lib_regions(struct ferry_lib_region *out, const struct pageferry_regio
 	size_t n_maps;
 	int rc;
 
-	if (!in || !n || n > FERRY_MAX_REGIONS)
-		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "%u regions; 1 to %d are possible", n,
-				  FERRY_MAX_REGIONS);
 	for (uint32_t i = 0; i < n; i++) {
 		rc = check_shape(&in[i], i, f);
 		if (rc < 0)

@@ -7,15 +7,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/net.h"
 #include "base/util.h"
-#include "lib/internal.h"
+#include "lib/handle.h"
 #include "pageserver/server.h"
 
-struct pageferry_server {
+/* What a handle, a struct pageferry_server *, stands for. */
+struct serving {
 	struct ferry_server *server;			 /* owned */
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	uint32_t n_sources;
@@ -49,16 +51,20 @@ static int open_source(struct ferry_source **out, const struct pageferry_region 
 				    r->desc.page_bytes, f);
 }
 
-static int open_sources(struct pageferry_server *s, const struct pageferry_region *in, uint32_t n,
-			struct ferry_failure *f)
+static int open_sources(struct serving *s, const struct pageferry_region *regions, uint32_t n,
+			size_t region_size, struct ferry_failure *f)
 {
+	_cleanup_free_ struct pageferry_region *in = NULL;
 	_cleanup_free_ struct ferry_lib_region *r = NULL;
 	int rc;
 
+	in = calloc(FERRY_MAX_REGIONS, sizeof(*in));
 	r = calloc(FERRY_MAX_REGIONS, sizeof(*r));
-	if (!r)
+	if (!in || !r)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "regions");
-	rc = ferry_lib_regions(r, in, n, f);
+	rc = ferry_lib_regions_take(in, regions, n, region_size, f);
+	if (!rc)
+		rc = ferry_lib_regions(r, in, n, f);
 	for (uint32_t i = 0; !rc && i < n; i++) {
 		/* On the wire each has a name. */
 		if (!r[i].desc.name[0])
@@ -71,7 +77,7 @@ static int open_sources(struct pageferry_server *s, const struct pageferry_regio
 }
 
 /* Return: a listening socket; the address in s->address. */
-static int listen_on(struct pageferry_server *s, const char *text, struct ferry_failure *f)
+static int listen_on(struct serving *s, const char *text, struct ferry_failure *f)
 {
 	_cleanup_close_ int fd = -1;
 	struct ferry_addr asked, real;
@@ -89,8 +95,8 @@ static int listen_on(struct pageferry_server *s, const char *text, struct ferry_
 	return TAKE_FD(fd);
 }
 
-static int start(struct pageferry_server *s, const struct pageferry_server_options *o,
-		 int listen_fd, struct ferry_failure *f)
+static int start(struct serving *s, const struct pageferry_server_options *o, int listen_fd,
+		 struct ferry_failure *f)
 {
 	struct ferry_server_config config = {.sources = s->sources,
 					     .n_sources = s->n_sources,
@@ -119,12 +125,44 @@ static int start(struct pageferry_server *s, const struct pageferry_server_optio
 	return rc;
 }
 
+/* Is @fd what connections can be accepted from? */
+static int check_listen_fd(int fd, struct ferry_failure *f)
+{
+	int type = 0, listens = 0;
+	socklen_t size = sizeof(type);
+
+	if (fd < 0)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "options: listen_fd is %d, which is no descriptor", fd);
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "options: listen_fd %d is %s; give a stream socket that listens",
+				  fd, errno == EBADF ? "not open" : "no socket");
+	if (type != SOCK_STREAM)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "options: listen_fd %d is no stream socket; give TCP or a UNIX "
+				  "stream socket that listens",
+				  fd);
+	size = sizeof(listens);
+	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0 || !listens)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "options: listen_fd %d does not listen; call bind() and listen() "
+				  "first",
+				  fd);
+	return 0;
+}
+
 static int check_options(const struct pageferry_server_options *o, struct ferry_failure *f)
 {
+	int rc;
+
 	if (!o->listen == !o->has_listen_fd)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "options: an address to listen on or a socket that listens, one "
 				  "of the two");
+	rc = o->has_listen_fd ? check_listen_fd(o->listen_fd, f) : 0;
+	if (rc < 0)
+		return rc;
 	if (o->state_bytes > FERRY_MAX_STATE_BYTES || (o->state_bytes && !o->state))
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
 				  "options: %u bytes of state; at most %d, and where they are",
@@ -132,10 +170,9 @@ static int check_options(const struct pageferry_server_options *o, struct ferry_
 	return ferry_lib_flags(o->flags, PAGEFERRY_NO_CHECKSUM, f);
 }
 
-/* @listen_fd: given, -1 for none */
-static int set_up(struct pageferry_server *s, const struct pageferry_region *regions,
-		  uint32_t n_regions, const struct pageferry_server_options *o, int listen_fd,
-		  struct ferry_failure *f)
+/* @listen_fd: given; -1: listen on the address in @o */
+static int set_up(struct serving *s, const struct pageferry_region *regions, uint32_t n_regions,
+		  const struct pageferry_server_options *o, int listen_fd, struct ferry_failure *f)
 {
 	_cleanup_close_ int fd = listen_fd;
 	int rc;
@@ -149,10 +186,10 @@ static int set_up(struct pageferry_server *s, const struct pageferry_region *reg
 			return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "state");
 		memcpy(s->state, o->state, o->state_bytes);
 	}
-	rc = open_sources(s, regions, n_regions, f);
+	rc = open_sources(s, regions, n_regions, o->region_size, f);
 	if (rc < 0)
 		return rc;
-	if (fd < 0) {
+	if (!o->has_listen_fd) {
 		fd = listen_on(s, o->listen, f);
 		if (fd < 0)
 			return fd;
@@ -160,13 +197,42 @@ static int set_up(struct pageferry_server *s, const struct pageferry_region *reg
 	return start(s, o, TAKE_FD(fd), f);
 }
 
+/* The socket that was given with @o, whatever else is wrong with them; -1: none. */
+static int given_fd(const struct pageferry_server_options *o)
+{
+	return o && o->size >= OPTIONS_LEAST && o->has_listen_fd ? o->listen_fd : -1;
+}
+
+static void serving_free(struct serving *s)
+{
+	if (s->server)
+		ferry_server_free(s->server);
+	for (uint32_t i = 0; i < s->n_sources; i++)
+		ferry_source_free(s->sources[i]);
+	ferry_close(s->stop_fd);
+	pthread_mutex_destroy(&s->lock);
+	free(s->state);
+	free(s);
+}
+
+/* For ferry_lib_retire(). */
+static void end_calls(void *object)
+{
+	struct serving *s = object;
+	uint64_t one = 1;
+
+	(void)!write(s->stop_fd, &one, sizeof(one));
+}
+
 int pageferry_server_new(struct pageferry_server **out, const struct pageferry_region *regions,
 			 uint32_t n_regions, const struct pageferry_server_options *options,
 			 struct pageferry_error *e)
 {
+	_cleanup_close_ int fd = given_fd(options);
 	struct pageferry_server_options o;
 	struct ferry_failure f = {0};
-	struct pageferry_server *s;
+	void *handle, *object;
+	struct serving *s;
 	int rc;
 
 	if (!out || !options)
@@ -174,33 +240,39 @@ int pageferry_server_new(struct pageferry_server **out, const struct pageferry_r
 				      ferry_fail(&f, FERRY_REFUSE, -EINVAL, "no %s given",
 						 out ? "options" : "room for the result"));
 	rc = ferry_lib_options(&o, sizeof(o), OPTIONS_LEAST, options, &f);
+	if (!rc)
+		rc = check_options(&o, &f);
 	if (rc < 0)
 		return ferry_lib_tell(e, &f, rc);
-	rc = check_options(&o, &f);
-	s = rc ? NULL : calloc(1, sizeof(*s));
-	if (!s) {
-		if (o.has_listen_fd)
-			ferry_close(o.listen_fd);
-		if (!rc)
-			rc = ferry_fail_errno(&f, FERRY_REFUSE, -ENOMEM, "server");
-		return ferry_lib_tell(e, &f, rc);
+	s = calloc(1, sizeof(*s));
+	if (!s || ferry_lib_handle_new(&handle, FERRY_LIB_SERVER, s, &s->log) < 0) {
+		free(s);
+		return ferry_lib_tell(e, &f, ferry_fail_errno(&f, FERRY_REFUSE, -ENOMEM, "server"));
 	}
 	s->stop_fd = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	ferry_lib_log_init(&s->log, o.log, o.log_ctx, o.log_level);
-	rc = set_up(s, regions, n_regions, &o, o.has_listen_fd ? o.listen_fd : -1, &f);
+	rc = set_up(s, regions, n_regions, &o, TAKE_FD(fd), &f);
 	if (rc < 0) {
-		pageferry_server_free(s);
+		(void)ferry_lib_retire(&object, handle, FERRY_LIB_SERVER, end_calls);
+		serving_free(s);
 		return ferry_lib_tell(e, &f, rc);
 	}
-	*out = s;
+	*out = handle;
 	return 0;
 }
 
-int pageferry_server_address(const struct pageferry_server *s, char *out, size_t out_bytes)
+int pageferry_server_address(const struct pageferry_server *handle, char *out, size_t out_bytes)
 {
-	if (!s || !out)
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
+	const struct serving *s;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, NULL);
+
+	if (rc < 0)
+		return rc;
+	if (!out)
 		return -EINVAL;
+	s = pin.object;
 	if (!s->address[0])
 		return -ENOENT;
 	if (strlen(s->address) >= out_bytes)
@@ -209,13 +281,16 @@ int pageferry_server_address(const struct pageferry_server *s, char *out, size_t
 	return 0;
 }
 
-int pageferry_server_serve(struct pageferry_server *s, struct pageferry_error *e)
+int pageferry_server_serve(struct pageferry_server *handle, struct pageferry_error *e)
 {
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
 	struct ferry_failure f = {0};
-	int rc;
+	struct serving *s;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, &f);
 
-	if (!s)
-		return ferry_lib_tell(e, &f, -EINVAL);
+	if (rc < 0)
+		return ferry_lib_tell(e, &f, rc);
+	s = pin.object;
 	pthread_mutex_lock(&s->lock);
 	if (s->stopped)
 		rc = ferry_fail(&f, FERRY_REFUSE, -ESHUTDOWN, "the server was stopped");
@@ -228,9 +303,12 @@ int pageferry_server_serve(struct pageferry_server *s, struct pageferry_error *e
 	return ferry_lib_tell(e, &f, rc);
 }
 
-int pageferry_server_fd(const struct pageferry_server *s)
+int pageferry_server_fd(const struct pageferry_server *handle)
 {
-	return s ? ferry_server_events_fd(s->server) : -EINVAL;
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, NULL);
+
+	return rc < 0 ? rc : ferry_server_events_fd(((struct serving *)pin.object)->server);
 }
 
 static enum pageferry_event event_of(int event)
@@ -249,13 +327,19 @@ static enum pageferry_event event_of(int event)
 	}
 }
 
-int pageferry_server_wait(struct pageferry_server *s, int timeout_ms, struct pageferry_error *e)
+int pageferry_server_wait(struct pageferry_server *handle, int timeout_ms,
+			  struct pageferry_error *e)
 {
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
 	struct ferry_failure f = {0};
-	int rc;
+	struct serving *s;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, FERRY_LIB_WAIT, &f);
 
-	if (!s || timeout_ms < -1)
-		return ferry_lib_tell(e, &f, -EINVAL);
+	if (!rc && timeout_ms < -1)
+		rc = -EINVAL;
+	if (rc < 0)
+		return ferry_lib_tell(e, &f, rc);
+	s = pin.object;
 	rc = ferry_server_wait(s->server, timeout_ms, s->stop_fd, &f);
 	if (rc == -ECANCELED)
 		rc = ferry_fail(&f, FERRY_REFUSE, -ESHUTDOWN, "the server was stopped");
@@ -265,14 +349,19 @@ int pageferry_server_wait(struct pageferry_server *s, int timeout_ms, struct pag
 	return (int)event_of(rc);
 }
 
-int pageferry_server_stats(const struct pageferry_server *s, struct pageferry_server_stats *out)
+int pageferry_server_stats(const struct pageferry_server *handle,
+			   struct pageferry_server_stats *out)
 {
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
 	struct pageferry_server_stats mine;
 	struct ferry_server_stats st;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, NULL);
 
-	if (!s || !out)
+	if (rc < 0)
+		return rc;
+	if (!out)
 		return -EINVAL;
-	ferry_server_stats(s->server, &st);
+	ferry_server_stats(((struct serving *)pin.object)->server, &st);
 	mine = (struct pageferry_server_stats){.n_sessions = st.n_sessions,
 					       .n_completed = st.n_completed,
 					       .resumes = st.resumes,
@@ -287,32 +376,29 @@ int pageferry_server_stats(const struct pageferry_server *s, struct pageferry_se
 	return ferry_lib_result(out, &mine, sizeof(mine), STATS_LEAST);
 }
 
-int pageferry_server_stop(struct pageferry_server *s)
+int pageferry_server_stop(struct pageferry_server *handle)
 {
-	uint64_t one = 1;
+	_cleanup_(ferry_lib_unpin) struct ferry_lib_pin pin = {0};
+	struct serving *s;
+	int rc = ferry_lib_pin(&pin, handle, FERRY_LIB_SERVER, 0, NULL);
 
-	if (!s)
-		return -EINVAL;
+	if (rc < 0)
+		return rc;
+	s = pin.object;
 	pthread_mutex_lock(&s->lock);
 	if (!s->stopped) {
 		s->stopped = true;
-		(void)!write(s->stop_fd, &one, sizeof(one));
+		end_calls(s);
 		ferry_server_stop(s->server);
 	}
 	pthread_mutex_unlock(&s->lock);
 	return 0;
 }
 
-void pageferry_server_free(struct pageferry_server *s)
+void pageferry_server_free(struct pageferry_server *handle)
 {
-	if (!s)
-		return;
-	if (s->server)
-		ferry_server_free(s->server);
-	for (uint32_t i = 0; i < s->n_sources; i++)
-		ferry_source_free(s->sources[i]);
-	ferry_close(s->stop_fd);
-	pthread_mutex_destroy(&s->lock);
-	free(s->state);
-	free(s);
+	void *object;
+
+	if (!ferry_lib_retire(&object, handle, FERRY_LIB_SERVER, end_calls))
+		serving_free(object);
 }

@@ -280,6 +280,6 @@ void ferry_pager_residency(const struct ferry_pager *p, uint16_t *permille, uint
 				look_at_share(&p->regions[i], a - base, b - base, &n_seen, &n_known);
 			base += n;
 		}
-		permille[c] = n_seen ? (uint16_t)(n_known * 1000 / n_seen) : 0;
+		permille[c] = (uint16_t)(n_seen ? n_known * 1000 / n_seen : 0);
 	}
 }

@@ -254,6 +254,25 @@ static void unregister_all(struct ferry_target *t)
 					    t->regions[i].bytes);
 }
 
+static int not_registered(const struct ferry_target_region *r, uint32_t i, int rc,
+			  struct ferry_failure *f)
+{
+	char which[FERRY_MAX_REGION_NAME + 32];
+
+	snprintf(which, sizeof(which), r->desc.name[0] ? "'%s', at %#llx" : "%sat %#llx",
+		 r->desc.name, (unsigned long long)r->start.v);
+	/* Nothing else gives EBUSY: see userfaultfd_register() in the kernel's fs/userfaultfd.c. */
+	if (rc == -EBUSY)
+		return ferry_fail(
+			f, FERRY_REFUSE, rc,
+			"region %u (%s) is registered with a userfaultfd already, by this "
+			"or another engine; end that one first",
+			i, which);
+	return ferry_fail_errno(f, FERRY_REFUSE, rc,
+				"region %u (%s): UFFDIO_REGISTER (run 'pageferry probe')", i,
+				which);
+}
+
 static int register_all(struct ferry_target *t, struct ferry_failure *f)
 {
 	for (uint32_t i = 0; i < t->n_regions; i++) {
@@ -261,10 +280,7 @@ static int register_all(struct ferry_target *t, struct ferry_failure *f)
 					     t->regions[i].bytes);
 
 		if (rc < 0)
-			return ferry_fail_errno(
-				f, FERRY_REFUSE, rc,
-				"region %u ('%s'): UFFDIO_REGISTER (run 'pageferry probe')", i,
-				t->regions[i].info.desc.name);
+			return not_registered(&t->regions[i].info, i, rc, f);
 		t->n_registered++;
 	}
 	return 0;

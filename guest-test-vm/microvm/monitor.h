@@ -17,7 +17,8 @@
  *   stats                what the guest has seen so far
  *   quit
  *
- * The answer is one line: "ok", with "key=value" behind it, or "error: ...".
+ * The answer is one line: "ok", with "key=value" behind it, or "error: ...". The guest's stalls and
+ * the faults of a completed target are lists by bucket, for programs: "stalls=64418,3987,0,...".
  */
 #ifndef MICROVM_MONITOR_H
 #define MICROVM_MONITOR_H

@@ -12,8 +12,14 @@
 #include <unistd.h>
 
 #include "monitor.h"
+#include "report.h"
 
 #define ANSWER_MAX 4096
+
+/* All moves together: what the guest saw while it moved, and what the tracer did. */
+struct seen {
+	struct report_counts stalls, faults;
+};
 
 struct end {
 	pid_t pid;
@@ -91,12 +97,22 @@ __attribute__((format(printf, 3, 4))) static int tell(struct end *e, char *answe
 	return -1;
 }
 
-static int move(struct end *source, struct end *target, const struct shuttle_config *config,
-		uint32_t n)
+/* The guest's own count, which is in its memory and moves with it. */
+static int take_stalls(struct end *e, struct report_counts *out)
 {
+	char answer[ANSWER_MAX];
+
+	return tell(e, answer, "stats") < 0 || !report_take(out, answer, "stalls=") ? -1 : 0;
+}
+
+static int move(struct end *source, struct end *target, const struct shuttle_config *config,
+		uint32_t n, struct seen *seen)
+{
+	struct report_counts before, after, faults, none = {0};
 	char address[ANSWER_MAX], answer[ANSWER_MAX];
 
 	if (tell(source, answer, "reach %llu", (unsigned long long)config->ops) < 0 ||
+	    tell(source, answer, "stop") < 0 || take_stalls(source, &before) < 0 ||
 	    tell(source, answer, "serve %s", config->listen) < 0)
 		return -1;
 	if (sscanf(answer, "address=%1100s", address) != 1)
@@ -105,8 +121,11 @@ static int move(struct end *source, struct end *target, const struct shuttle_con
 		return -1;
 	printf("move %u: runs again, %s\n", n, answer);
 	if (tell(target, answer, "reach %llu", (unsigned long long)config->ops) < 0 ||
-	    tell(target, answer, "complete") < 0)
+	    tell(target, answer, "complete") < 0 || !report_take(&faults, answer, "faults=") ||
+	    take_stalls(target, &after) < 0)
 		return -1;
+	report_add(&seen->stalls, &after, &before);
+	report_add(&seen->faults, &faults, &none);
 	printf("move %u: complete, %s\n", n, answer);
 	return tell(source, answer, "complete") < 0 || tell(source, answer, "release") < 0 ? -1 : 0;
 }
@@ -115,6 +134,8 @@ static int shuttle(struct end *ends, const struct shuttle_config *config)
 {
 	char answer[ANSWER_MAX];
 	struct end *last = &ends[config->n_moves % 2];
+	struct report_counts stalls;
+	struct seen seen = {0};
 	unsigned long long bad = 1;
 
 	if (tell(&ends[0], answer, "boot") < 0)
@@ -122,7 +143,7 @@ static int shuttle(struct end *ends, const struct shuttle_config *config)
 	printf("guest: %s\n", answer);
 	fflush(stdout);
 	for (uint32_t i = 0; i < config->n_moves; i++) {
-		if (move(&ends[i % 2], &ends[1 - i % 2], config, i + 1) < 0)
+		if (move(&ends[i % 2], &ends[1 - i % 2], config, i + 1, &seen) < 0)
 			return 1;
 		fflush(stdout);
 	}
@@ -131,9 +152,13 @@ static int shuttle(struct end *ends, const struct shuttle_config *config)
 	printf("verified: %s\n", answer);
 	if (sscanf(answer, "bad=%llu", &bad) != 1)
 		return 1;
-	if (tell(last, answer, "stats") < 0)
+	if (tell(last, answer, "stats") < 0 || !report_take(&stalls, answer, "stalls="))
 		return 1;
 	printf("guest: %s\n", answer);
+	if (config->n_moves) {
+		printf("while it moved:\n");
+		report_print(stdout, &seen.stalls, &seen.faults);
+	}
 	return bad ? 1 : 0;
 }
 

@@ -17,6 +17,33 @@
 
 TestSuite(engine_fill, .timeout = 120);
 
+/* Microseconds. */
+static double bucket_begin(int bucket)
+{
+	return bucket ? (double)(UINT64_C(1) << (bucket - 1)) : 0;
+}
+
+/* The buckets have each fault once, and fit the percentiles. */
+static void assert_buckets(const struct pageferry_lazy_stats *st)
+{
+	uint64_t n = 0, n_below_p50 = 0;
+	int last = 0;
+
+	for (int b = 0; b < PAGEFERRY_FAULT_BUCKETS; b++) {
+		n += st->fault_buckets[b];
+		last = st->fault_buckets[b] ? b : last;
+		if (bucket_begin(b + 1) <= st->fault_p50_us)
+			n_below_p50 += st->fault_buckets[b];
+	}
+	cr_assert_gt(n, 0);
+	cr_assert_eq(n, st->fault_n);
+	cr_assert_leq(n_below_p50, (n + 1) / 2);
+	/* The edges are right within 3.2 %. */
+	cr_assert(st->fault_max_us > bucket_begin(last) * 0.968 &&
+			  st->fault_max_us < bucket_begin(last + 1) * 1.032,
+		  "bucket %d, longest %.1f us", last, st->fault_max_us);
+}
+
 static void fill_under_load(struct source *s)
 {
 	struct target t = {0};
@@ -36,6 +63,7 @@ static void fill_under_load(struct source *s)
 	cr_assert_eq(st.pages_urgent + st.pages_pushed + st.pages_zero, s->n_pages);
 	cr_assert(st.fault_p50_us <= st.fault_p99_us && st.fault_p99_us <= st.fault_p999_us &&
 		  st.fault_p999_us <= st.fault_max_us);
+	assert_buckets(&st);
 	target_close(&t);
 	source_end(s);
 }

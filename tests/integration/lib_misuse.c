@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -147,7 +148,18 @@ Test(lib_misuse, memory_is_lazy_once_only)
 	struct pageferry_error e;
 
 	cr_assert_eq(pageferry_lazy_new(&l, &r, 1, NULL, &e), 0, "%s", e.text);
-	cr_assert_eq(make_lazy(&r, 1, &e), -EBUSY, "%s", e.text);
+	for (int named = 0; named <= 1; named++) {
+		char where[64];
+
+		r.name = named ? "heap" : "";
+		snprintf(where, sizeof(where), "region 0 (%sat %p)", named ? "'heap', " : "",
+			 r.start);
+		cr_assert_eq(make_lazy(&r, 1, &e), -EBUSY, "%s", e.text);
+		cr_assert_eq(e.consequence, PAGEFERRY_REFUSE);
+		cr_assert(strstr(e.text, where), "%s", e.text);
+		cr_assert(strstr(e.text, "registered with a userfaultfd already"), "%s", e.text);
+		cr_assert(strstr(e.text, "end that one first"), "%s", e.text);
+	}
 	/* That attempt has not taken it from the first. */
 	cr_assert_eq(pageferry_lazy_close(l), -EBUSY);
 	pageferry_lazy_abandon(l);
@@ -161,7 +173,7 @@ Test(lib_misuse, null_is_refused_everywhere)
 	struct pageferry_server_options o = listening();
 	struct pageferry_server *s;
 	struct pageferry_lazy *l;
-	uint32_t n;
+	uint32_t n = 7;
 
 	cr_assert_eq(pageferry_server_new(NULL, &r, 1, &o, NULL), -EINVAL);
 	cr_assert_eq(pageferry_server_new(&s, NULL, 1, &o, NULL), -EINVAL);
@@ -177,6 +189,8 @@ Test(lib_misuse, null_is_refused_everywhere)
 	cr_assert_eq(pageferry_lazy_new(&l, NULL, 1, NULL, NULL), -EINVAL);
 	cr_assert_eq(pageferry_lazy_connect(NULL, "127.0.0.1:1", NULL), -EINVAL);
 	cr_assert_null(pageferry_lazy_state(NULL, &n));
+	cr_assert_eq(n, 0);
+	cr_assert_null(pageferry_lazy_state(NULL, NULL));
 	cr_assert_eq(pageferry_lazy_push(NULL), -EINVAL);
 	cr_assert_eq(pageferry_lazy_fd(NULL), -EINVAL);
 	cr_assert_eq(pageferry_lazy_wait(NULL, 0, NULL), -EINVAL);
@@ -210,6 +224,57 @@ Test(lib_misuse, sizes_of_options_are_checked)
 	longer.later = 1;
 	cr_assert_eq(serve(&r, 1, &longer.o, &e), -EINVAL);
 	cr_assert(strstr(e.text, "doesn't know"), "%s", e.text);
+}
+
+/* The struct of a later version. */
+struct later_region {
+	struct pageferry_region r;
+	uint64_t later;
+};
+
+/* Both sides with @n regions of @size bytes each. */
+static void assert_regions(const void *regions, uint32_t n, size_t size, const char *refused)
+{
+	struct pageferry_server_options o = listening();
+	struct pageferry_lazy_options lo = {.size = sizeof(lo), .region_size = size};
+	struct pageferry_lazy *l;
+	struct pageferry_error e = {0};
+	int rc;
+
+	o.region_size = size;
+	rc = serve(regions, n, &o, &e);
+	cr_assert_eq(rc, refused ? -EINVAL : 0, "%s", e.text);
+	cr_assert(!refused || strstr(e.text, refused), "%s", e.text);
+	memset(&e, 0, sizeof(e));
+	rc = pageferry_lazy_new(&l, regions, n, &lo, &e);
+	cr_assert_eq(rc, refused ? -EINVAL : 0, "%s", e.text);
+	cr_assert(!refused || strstr(e.text, refused), "%s", e.text);
+	if (!rc)
+		pageferry_lazy_abandon(l);
+}
+
+Test(lib_misuse, regions_may_be_those_of_a_later_version)
+{
+	uint8_t *m = map_anon(2 * BYTES);
+	struct later_region later[2] = {{.r = {.start = m, .bytes = BYTES}},
+					{.r = {.start = m + BYTES, .bytes = BYTES}}};
+	struct pageferry_region now[2] = {later[0].r, later[1].r};
+	size_t size = sizeof(struct pageferry_region);
+
+	assert_regions(now, 2, 0, NULL);
+	assert_regions(now, 2, size, NULL);
+	assert_regions(later, 2, sizeof(later[0]), NULL);
+	/* The second one is found, and looked at. */
+	later[1].r.start = m + 1;
+	assert_regions(later, 2, sizeof(later[0]), "region 1: start");
+	later[1].r.start = m + BYTES;
+	later[1].later = 1;
+	assert_regions(later, 2, sizeof(later[0]), "region 1 asks for something");
+	assert_regions(later, 1, sizeof(later[0]), NULL);
+	assert_regions(now, 1, size - 1, "sizeof(struct pageferry_region)");
+	assert_regions(now, 1, size + 1, "sizeof(struct pageferry_region)");
+	assert_regions(now, 1, size - 8, "sizeof(struct pageferry_region)");
+	assert_regions(now, 1, SIZE_MAX / 8 * 8, "sizeof(struct pageferry_region)");
 }
 
 Test(lib_misuse, flags_that_are_not_known_are_refused)
@@ -256,6 +321,60 @@ Test(lib_misuse, options_of_a_server_are_checked)
 	o.has_listen_fd = 1;
 	o.listen_fd = -1;
 	cr_assert_eq(serve(&r, 1, &o, &e), -EINVAL);
+}
+
+static void assert_not_listening(int fd, const char *text)
+{
+	struct pageferry_region r = {.start = map_anon(BYTES), .bytes = BYTES};
+	struct pageferry_server_options o = {
+		.size = sizeof(o), .has_listen_fd = 1, .listen_fd = fd};
+	struct pageferry_error e = {0};
+
+	cr_assert_eq(serve(&r, 1, &o, &e), -EINVAL, "fd %d: %s", fd, e.text);
+	cr_assert_eq(e.consequence, PAGEFERRY_REFUSE);
+	cr_assert(strstr(e.text, text), "fd %d: %s", fd, e.text);
+	cr_assert_eq(fcntl(fd, F_GETFD), -1, "it was given");
+}
+
+Test(lib_misuse, what_no_connection_can_be_accepted_from_is_refused)
+{
+	struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	int closed = memfd_create("closed", MFD_CLOEXEC);
+	int bound = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), pair[2];
+
+	cr_assert(closed >= 0 && bound >= 0);
+	assert_not_listening(-1, "listen_fd is -1");
+	assert_not_listening(-7, "listen_fd is -7");
+	close(closed);
+	assert_not_listening(closed, "not open");
+	assert_not_listening(memfd_create("no socket", MFD_CLOEXEC), "no socket");
+	assert_not_listening(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "no stream socket");
+	assert_not_listening(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "no stream socket");
+	assert_not_listening(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "does not listen");
+	cr_assert_eq(bind(bound, (struct sockaddr *)&here, sizeof(here)), 0);
+	assert_not_listening(bound, "does not listen");
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	assert_not_listening(pair[0], "does not listen");
+	close(pair[1]);
+}
+
+Test(lib_misuse, a_socket_is_closed_whatever_else_is_wrong)
+{
+	struct pageferry_region r = {.start = map_anon(BYTES), .bytes = BYTES};
+	struct pageferry_server *s;
+
+	for (int i = 0; i < 2; i++) {
+		struct {
+			struct pageferry_server_options o;
+			uint64_t later;
+		} longer = {.o = {.size = sizeof(longer), .has_listen_fd = 1}, .later = !i};
+		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+		cr_assert(fd >= 0 && listen(fd, 1) == 0);
+		longer.o.listen_fd = fd;
+		cr_assert_eq(pageferry_server_new(i ? NULL : &s, &r, 1, &longer.o, NULL), -EINVAL);
+		cr_assert_eq(fcntl(fd, F_GETFD), -1);
+	}
 }
 
 Test(lib_misuse, a_listening_socket_is_taken_over_and_closed)
@@ -313,7 +432,8 @@ Test(lib_misuse, a_stopped_server_says_so)
 
 Test(lib_misuse, connecting_can_fail_and_be_tried_again)
 {
-	struct source src = {.kind = MEMORY_ANON, .n_pages = N_PAGES}, other = src;
+	struct source src = {.kind = MEMORY_ANON, .n_pages = N_PAGES, .state_bytes = 5};
+	struct source other = src;
 	struct pageferry_region r = {.start = map_anon(BYTES), .bytes = BYTES};
 	struct target t = {.memory = r.start};
 	struct pageferry_error e;
@@ -323,6 +443,7 @@ Test(lib_misuse, connecting_can_fail_and_be_tried_again)
 	cr_assert_eq(pageferry_lazy_push(t.lazy), -ENOTCONN);
 	cr_assert_null(pageferry_lazy_state(t.lazy, &n));
 	cr_assert_eq(n, 0);
+	cr_assert_null(pageferry_lazy_state(t.lazy, NULL));
 	cr_assert_eq(pageferry_lazy_connect(t.lazy, NULL, &e), -EINVAL);
 	cr_assert_eq(pageferry_lazy_connect(t.lazy, "nowhere", &e), -EINVAL);
 	cr_assert_lt(pageferry_lazy_connect(t.lazy, "unix:/nonexistent/socket", &e), 0);
@@ -336,6 +457,9 @@ Test(lib_misuse, connecting_can_fail_and_be_tried_again)
 	source_start(&src);
 	cr_assert_eq(pageferry_lazy_connect(t.lazy, src.address, &e), 0, "%s", e.text);
 	cr_assert_eq(pageferry_lazy_connect(t.lazy, src.address, &e), -EISCONN);
+	cr_assert_not_null(pageferry_lazy_state(t.lazy, &n));
+	cr_assert_eq(n, 5);
+	cr_assert_eq(pageferry_lazy_state(t.lazy, NULL), pageferry_lazy_state(t.lazy, &n));
 	cr_assert_eq(pageferry_lazy_push(t.lazy), 0);
 	cr_assert_eq(pageferry_lazy_push(t.lazy), 0);
 	target_await(&t, PAGEFERRY_COMPLETE);

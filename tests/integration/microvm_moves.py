@@ -8,11 +8,15 @@ CASE: moves      with each workload and kind of memory, back and forth
       many       ten times, several vCPUs
       cut        the connection is cut in the middle, and opened again
       killed     the target's process is killed: the source still has the guest's memory
+      told       what the vCPUs waited for and what the tracer saw are told side by side
       corrupt    one bit is changed under way, and the guest notices
 CPU:  native, or kvm (exits with 77 where that can't be used)
 """
+import os
+import re
 import subprocess
 import sys
+import tempfile
 
 from microvm_support import Failed, Forwarder, Monitor
 
@@ -70,6 +74,27 @@ def case_many(program, cpu):
         [program, "--cpu", cpu, "--moves", "10", "--memory", "32M", "--vcpus", "3", "--ops", "1000"],
         check=False)
     check(done.returncode == 0, done.returncode)
+
+
+def case_told(program, cpu):
+    with tempfile.TemporaryDirectory() as tmp:
+        done = subprocess.run(
+            [program, "--cpu", cpu, "--moves", "2", "--memory", "32M", "--ops", "1000",
+             "--trace", os.path.join(tmp, "trace")], check=False, stdout=subprocess.PIPE)
+    said = done.stdout.decode()
+    print(said)
+    check(done.returncode == 0, done.returncode)
+    check("stalls=" not in said and "faults=" not in said, "lists that are not for people")
+    table = said.split("while it moved:\n")[1].splitlines()
+    check(re.fullmatch(r" +stalls of vCPUs +faults traced", table[0]), table[0])
+    rows = [re.fullmatch(r" *(\d[\d to]* us(?: or more)?|less than 1 us|all)  +(\d+)  +(\d+)", line) for line in table[1:]]
+    check(all(rows) and len(rows) > 2, "a line is no bucket")
+    names = ["less than 1 us", "1 us"] + [f"{1 << b} to {(2 << b) - 1} us" for b in range(1, 18)] + ["262144 us or more"]
+    first = names.index(rows[0][1])
+    check([r[1] for r in rows] == names[first:first + len(rows) - 1] + ["all"], "the labels")
+    for column in (2, 3):
+        counts = [int(r[column]) for r in rows]
+        check(counts[-1] > 0 and sum(counts[:-1]) == counts[-1], f"column {column}: {counts}")
 
 
 def case_cut(program, cpu):
