@@ -97,9 +97,9 @@ void ferry_record_close(struct ferry_record *r)
 	free(r);
 }
 
-int ferry_record_begin(struct ferry_record *r, struct ferry_record_vm **out)
+int ferry_record_begin(uint64_t bytes, struct ferry_record_vm **out)
 {
-	size_t room = FERRY_MIN(r->set.n_pages, (uint64_t)PAGES_MAX);
+	size_t room = FERRY_MIN(bytes / FERRY_PAGE_SIZE_DEFAULT, (uint64_t)PAGES_MAX);
 	struct ferry_record_vm *vm = calloc(1, sizeof(*vm) + room * sizeof(vm->pages[0]));
 
 	if (!vm)

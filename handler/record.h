@@ -25,8 +25,8 @@ void ferry_record_close(struct ferry_record *r);
 /* One VM's. */
 struct ferry_record_vm;
 
-/* Errors: -ENOMEM. */
-int ferry_record_begin(struct ferry_record *r, struct ferry_record_vm **out);
+/* @bytes: of the VM's memory. @out: owned; free(). Errors: -ENOMEM. */
+int ferry_record_begin(uint64_t bytes, struct ferry_record_vm **out);
 /* Fault thread. @offset: in the snapshot. */
 void ferry_record_fault(struct ferry_record_vm *vm, uint64_t offset);
 /*

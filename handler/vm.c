@@ -17,6 +17,7 @@
 #include "uffd/pager.h"
 
 #define DIAL_AGAIN_MS 100
+#define IMAGE_SOON_MS 500 /* when it isn't there by then, that is told */
 
 struct ferry_vm {
 	struct ferry_vm_config config; /* its descriptors are owned */
@@ -27,6 +28,7 @@ struct ferry_vm {
 	struct ferry_record_vm *recording; /* owned; NULL when there is none */
 	bool recorded;
 	struct ferry_replay_vm replay;
+	struct ferry_replay *_Atomic set; /* borrowed; NULL for none, and before it is known */
 	void *kept; /* owned mapping */
 	size_t kept_bytes;
 	_Atomic int pid;
@@ -101,21 +103,22 @@ static void note_fault(void *arg, uint32_t region, uint64_t page)
 {
 	struct ferry_vm *vm = arg;
 	const struct ferry_vmm_region *r = &vm->message.regions[region];
+	const struct ferry_replay *set = atomic_load(&vm->set);
 	uint64_t offset = r->offset + page * r->page_bytes;
 
 	if (vm->recording)
 		ferry_record_fault(vm->recording, offset);
-	if (vm->config.replay)
-		ferry_replay_fault(vm->config.replay, &vm->replay, offset);
+	if (set)
+		ferry_replay_fault(set, &vm->replay, offset);
 }
 
 static bool wants_zero(void *arg, uint32_t region, uint64_t page)
 {
 	struct ferry_vm *vm = arg;
 	const struct ferry_vmm_region *r = &vm->message.regions[region];
+	const struct ferry_replay *set = atomic_load(&vm->set);
 
-	return vm->config.replay &&
-	       ferry_replay_has(vm->config.replay, r->offset + page * r->page_bytes);
+	return set && ferry_replay_has(set, r->offset + page * r->page_bytes);
 }
 
 static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct ferry_failure *f)
@@ -159,21 +162,16 @@ static int open_vm(struct ferry_vm *vm, struct ferry_failure *f)
 		bytes += vm->message.regions[i].bytes;
 	atomic_store(&vm->ram_bytes, bytes);
 	/* One that was served before has begun long ago. */
-	if (vm->config.record && vm->config.known < 0 &&
-	    ferry_record_begin(vm->config.record, &vm->recording) < 0)
+	if (vm->config.records && vm->config.known < 0 &&
+	    ferry_record_begin(bytes, &vm->recording) < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "recording");
-	rc = ferry_image_use(vm->config.image, &vm->message, &vm->view, f);
-	if (rc < 0)
-		return rc;
 	rc = open_target(vm, &target, f);
 	if (rc < 0)
 		return rc;
 	pthread_mutex_lock(&vm->lock);
 	vm->target = target;
 	pthread_mutex_unlock(&vm->lock);
-	rc = ferry_target_start(target, f);
-	atomic_store(&vm->since_ns, ferry_now_ns());
-	return rc;
+	return ferry_target_start(target, f);
 }
 
 /* --- filling ---------------------------------------------------------------------------------- */
@@ -196,8 +194,11 @@ static bool has_hung_up(struct ferry_vm *vm)
 /* Wait for news of the target, the VMM or the owner. Return: the state that follows. */
 static enum ferry_vm_state wait_for_news(struct ferry_vm *vm, int timeout_ms)
 {
+	/* Once the image is there, that is no news. */
+	int ready_fd = vm->view ? -1 : ferry_image_ready_fd(vm->config.image);
 	struct pollfd p[] = {{.fd = vm->config.stop_fd, .events = POLLIN},
 			     {.fd = vm->config.conn, .events = POLLIN},
+			     {.fd = ready_fd, .events = POLLIN},
 			     {.fd = ferry_target_events_fd(vm->target), .events = POLLIN}};
 
 	if (poll(p, FERRY_ARRAY_SIZE(p), timeout_ms) < 0)
@@ -206,6 +207,48 @@ static enum ferry_vm_state wait_for_news(struct ferry_vm *vm, int timeout_ms)
 		return FERRY_VM_STOPPED;
 	if (p[1].revents && has_hung_up(vm))
 		return FERRY_VM_GONE;
+	return FERRY_VM_FILLING;
+}
+
+/* Return: the state that follows; FILLING once the image is there. */
+static enum ferry_vm_state await_image(struct ferry_vm *vm)
+{
+	enum ferry_vm_state state = FERRY_VM_FILLING;
+	uint64_t since = ferry_now_ns();
+	struct ferry_failure f = {0};
+	bool told = false;
+
+	while (state == FERRY_VM_FILLING && !ferry_image_is_ready(vm->config.image)) {
+		state = wait_for_news(vm, told ? -1 : IMAGE_SOON_MS);
+		if (ferry_target_wait(vm->target, 0, -1, NULL) == FERRY_TARGET_GONE)
+			return FERRY_VM_GONE;
+		if (told || ferry_now_ns() - since < IMAGE_SOON_MS * (uint64_t)FERRY_NS_PER_MS)
+			continue;
+		ferry_fail(&f, FERRY_RETRY, -EAGAIN,
+			   "its snapshot is not there yet; until it is, the VM waits where it "
+			   "touches missing pages");
+		if (state == FERRY_VM_FILLING)
+			tell(vm, state, &f);
+		told = true;
+	}
+	return state;
+}
+
+/*
+ * Get the image, now or when it is there.
+ * Return: the state that follows, REFUSED with why in @f; FILLING once its view is used.
+ */
+static enum ferry_vm_state use_image(struct ferry_vm *vm, struct ferry_failure *f)
+{
+	enum ferry_vm_state state = await_image(vm);
+
+	if (state != FERRY_VM_FILLING)
+		return state;
+	if (ferry_image_use(vm->config.image, &vm->message, &vm->view, f) < 0)
+		return FERRY_VM_REFUSED;
+	atomic_store(&vm->set, ferry_image_sets(vm->config.image).replay);
+	atomic_store(&vm->since_ns, ferry_now_ns());
+	tell(vm, FERRY_VM_FILLING, NULL);
 	return FERRY_VM_FILLING;
 }
 
@@ -233,10 +276,11 @@ static enum ferry_vm_state connect_image(struct ferry_vm *vm)
 /* What was touched so far is the working set. */
 static void end_recording(struct ferry_vm *vm)
 {
+	struct ferry_record *record = ferry_image_sets(vm->config.image).record;
 	struct ferry_failure f = {0};
 	uint64_t n_pages;
 
-	if (!vm->recorded && ferry_record_end(vm->config.record, vm->recording, &n_pages, &f) < 0)
+	if (!vm->recorded && record && ferry_record_end(record, vm->recording, &n_pages, &f) < 0)
 		tell(vm, FERRY_VM_FILLING, &f);
 	vm->recorded = true;
 }
@@ -255,10 +299,12 @@ static int recording_ms(struct ferry_vm *vm)
 	return -1;
 }
 
-static enum ferry_vm_state fill(struct ferry_vm *vm)
+static enum ferry_vm_state fill(struct ferry_vm *vm, struct ferry_failure *why)
 {
-	enum ferry_vm_state state = connect_image(vm);
+	enum ferry_vm_state state = use_image(vm, why);
 
+	if (state == FERRY_VM_FILLING)
+		state = connect_image(vm);
 	if (state != FERRY_VM_FILLING)
 		return state;
 	if (!vm->recording)
@@ -311,15 +357,14 @@ static void *vm_main(void *arg)
 	if (rc < 0) {
 		state = rc == -ESRCH ? FERRY_VM_GONE : FERRY_VM_REFUSED;
 	} else {
-		tell(vm, FERRY_VM_FILLING, NULL);
-		state = fill(vm);
+		atomic_store(&vm->state, FERRY_VM_FILLING);
+		state = fill(vm, &f);
 	}
 	atomic_store(&vm->until_ns, ferry_now_ns());
-	if (vm->recording && rc >= 0)
+	if (vm->recording && state != FERRY_VM_REFUSED)
 		end_recording(vm);
-	if (vm->config.replay && state == FERRY_VM_COMPLETE)
-		ferry_image_push_first(vm->config.image,
-				       ferry_replay_done(vm->config.replay, &vm->replay));
+	if (vm->set && state == FERRY_VM_COMPLETE)
+		ferry_image_push_first(vm->config.image, ferry_replay_done(vm->set, &vm->replay));
 	end_target(vm);
 	tell(vm, state, state == FERRY_VM_REFUSED ? &f : NULL);
 	atomic_store(&vm->ended, true);

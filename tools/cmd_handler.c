@@ -121,7 +121,8 @@ struct handler {
 	struct ferry_handler *handler; /* owned */
 	struct ferry_handler_stats stats;
 	struct ferry_target_stats image_stats;
-	bool alone; /* without a keeper */
+	bool is_patient; /* VMs were here before the worker: no failure is worth its end */
+	bool alone;	 /* without a keeper */
 };
 
 /* --- the worker: what it tells ---------------------------------------------------------------- */
@@ -150,12 +151,13 @@ static void put_counts(json_t *o, const struct ferry_handler_stats *s)
 /* What the working set is good for. */
 static void put_replay(json_t *o, const struct handler *h)
 {
+	struct ferry_replay *r = ferry_image_sets(h->image).replay;
 	struct ferry_replay_stats s;
 	json_t *replay;
 
-	if (!h->replay)
+	if (!r)
 		return;
-	ferry_replay_stats(h->replay, &s);
+	ferry_replay_stats(r, &s);
 	replay = json_object();
 	json_put_count(replay, "pages", s.pages);
 	json_put_count(replay, "vms", s.n_vms);
@@ -346,11 +348,9 @@ static int serve(struct handler *h)
 
 /* --- the worker: start ------------------------------------------------------------------------ */
 
-/* Working sets, once it is known how large the snapshot is. */
-static int open_sets(struct handler *h, struct ferry_failure *f)
+static int open_set(struct handler *h, uint64_t bytes, struct ferry_failure *f)
 {
 	const struct options *o = h->setup->o;
-	uint64_t bytes = ferry_image_bytes(h->image);
 	_cleanup_free_ char *text = NULL;
 	size_t len;
 	int rc;
@@ -364,8 +364,24 @@ static int open_sets(struct handler *h, struct ferry_failure *f)
 		rc = ferry_replay_open(&h->replay, bytes, text, len, f);
 	if (rc < 0)
 		ferry_fail_prefix(f, "--replay");
-	else
-		ferry_image_replay(h->image, h->replay);
+	return rc;
+}
+
+/* Working sets, once it is known how large the snapshot is. From the image. */
+static int open_sets(void *ctx, uint64_t bytes, struct ferry_image_sets *sets,
+		     struct ferry_failure *f)
+{
+	struct handler *h = ctx;
+	int rc = open_set(h, bytes, f);
+
+	/* VMs that are here are worth more than their working set. */
+	if (rc < 0 && h->is_patient) {
+		ferry_error(&h->job.report.log, "%s; going on without", f->text);
+		report_count_error(&h->job.report);
+		*f = (struct ferry_failure){0};
+		rc = 0;
+	}
+	*sets = (struct ferry_image_sets){.record = h->record, .replay = h->replay};
 	return rc;
 }
 
@@ -377,9 +393,14 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 					   .stop_fd = -1,
 					   .max_vms = h->setup->max_vms,
 					   .max_bytes_per_second = o->max_rate,
+					   .is_patient = begin->is_awaited,
+					   .sized = open_sets,
+					   .ctx = h,
 					   .log = &h->job.report.log};
-	struct ferry_handler_config handler = {
-		.max_vms = h->setup->max_vms, .start = begin, .log = &h->job.report.log};
+	struct ferry_handler_config handler = {.records = o->record,
+					       .max_vms = h->setup->max_vms,
+					       .start = begin,
+					       .log = &h->job.report.log};
 	unsigned int needs = ISOLATION_PTRACE | ISOLATION_PROC;
 	int rc = job_open(&h->job, "handler", o, f);
 
@@ -400,12 +421,7 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 	rc = ferry_image_open(&h->image, &image, f);
 	if (rc < 0)
 		return rc;
-	rc = open_sets(h, f);
-	if (rc < 0)
-		return rc;
 	handler.image = h->image;
-	handler.record = h->record;
-	handler.replay = h->replay;
 	rc = ferry_handler_new(&h->handler, &handler, f);
 	if (rc < 0)
 		return rc;
@@ -430,7 +446,7 @@ static void tell_restart(struct handler *h, const struct ferry_worker_start *beg
 
 static int work(void *setup, const struct ferry_worker_start *begin)
 {
-	struct handler h = {.setup = setup};
+	struct handler h = {.setup = setup, .is_patient = begin->is_awaited};
 	struct ferry_failure f = {0};
 	int status;
 

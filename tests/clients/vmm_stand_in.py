@@ -168,6 +168,12 @@ class Vmm:
             self.discard(r, 0, r.size // self.page * percent // 100)
         return {}
 
+    def zeros(self, percent):
+        """Reads so much of what was discarded."""
+        pages = [(r, i) for r in self.regions for i in range(r.size // self.page * percent // 100)]
+        assert all((r.offset, i) in self.discarded for r, i in pages)
+        return {"bad": sum(not self.is_good(r, i) for r, i in pages)}
+
     def dirty(self):
         """Writes to a page of each region, and reads it again."""
         for r in self.regions:

@@ -6,10 +6,9 @@ import os
 import socket
 import sys
 from contextlib import ExitStack
-from subprocess import PIPE, Popen
 
-from cli_support import Run, main, need_root
-from handler_support import MIB, Handler, Vmm, snapshot
+from cli_support import main, need_root
+from handler_support import MIB, HandedOver, Handler, Vmm, snapshot
 
 SLOW = "8M"  # of the push: some seconds for what is restored here
 
@@ -166,18 +165,10 @@ def socket_may_be_handed_over(folder):
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(name)
         s.listen()
-
-        def hand_over():
-            os.dup2(s.fileno(), 3)
-            os.set_inheritable(3, True)
-
-        # The shell's process becomes the program's.
-        shell = 'exec env LISTEN_PID=$$ LISTEN_FDS=1 "$0" handler --json --socket "$1" --file "$2"'
-        with Popen(["sh", "-c", shell, Run.program, name, path], close_fds=False, preexec_fn=hand_over, stdout=PIPE) as h:
+        with HandedOver(s, name, "--file", path) as h:
             with Vmm(name, path, 4 * MIB) as vm:
                 vm.connected().good("verify")
-            h.terminate()
-            assert h.wait(60) in (0, 3)
+            assert h.stop()[0] in (0, 3)
     assert os.path.exists(name), "the socket is systemd's"
 
 
