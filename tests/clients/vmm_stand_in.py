@@ -90,7 +90,7 @@ class Vmm:
     def describe(self, r, options):
         o = {"base_host_virt_addr": r.base, "size": r.size, "offset": r.offset}
         if options.get("keys") == "many":
-            o = {"gpa_start": 1, "is_guest_memfd": False, "x": {"y": [1.5, None]}, **dict(reversed(o.items()))}
+            o = {"gpa_start": (1 << 64) - 1, "is_guest_memfd": False, "x": {"y": [1.5, None], "z": "\0"}, **dict(reversed(o.items()))}
         if not options.get("old"):
             o["page_size"] = r.page
         o["page_size_kib"] = r.page
