@@ -360,8 +360,11 @@ static int open_set(struct handler *h, uint64_t bytes, struct ferry_failure *f)
 	if (!o->replay)
 		return 0;
 	rc = ferry_record_read(o->replay, &text, &len, f);
-	if (!rc)
+	if (!rc) {
 		rc = ferry_replay_open(&h->replay, bytes, text, len, f);
+		if (rc < 0)
+			ferry_fail_prefix(f, "%s", o->replay);
+	}
 	if (rc < 0)
 		ferry_fail_prefix(f, "--replay");
 	return rc;

@@ -12,7 +12,9 @@ SIZE = 64 * MIB
 
 def pages_of(path):
     with open(path, encoding="ascii") as f:
-        return sum(int(line.split()[2]) for line in list(f)[1:]) // PAGE
+        *lines, end = list(f)[1:]
+        assert end == "end\n"
+        return sum(int(line.split()[2]) for line in lines) // PAGE
 
 
 def record(folder, source, path, seed, into):
@@ -33,7 +35,7 @@ def recordings_are_put_together(folder):
     assert one < pages_of(into) <= 1200
     record(folder, ["--file", path], path, 7, into)
     with open(into, encoding="ascii") as f:
-        assert f.readline().split() == ["pageferry-working-set", "1", str(SIZE), "3"]
+        assert f.readline().split() == ["pageferry-working-set", "2", str(SIZE), "3"]
 
 
 def replay(folder, source, path, into):
@@ -87,11 +89,11 @@ def another_snapshots_set_is_refused(folder):
     need_root()
     path, into = snapshot(folder, SIZE), os.path.join(folder, "guest5.set")
     with open(into, "w", encoding="ascii") as f:
-        f.write("pageferry-working-set 1 4096 1\n0 0 4096 1\n")
-
+        f.write("pageferry-working-set 2 4096 1\n0 0 4096 1\nend\n")
     for option in ("--replay", "--record"):
         code, _, err = run("handler", "--socket", os.path.join(folder, "x"), "--file", path, option, into)
-        assert code == 1 and "another size" in err, (code, err)
+        # What it is about is named.
+        assert code == 1 and "another size" in err and into in err, (code, err)
 
 
 if __name__ == "__main__":
