@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Recording a working set: the pages that VMs touch in their first ten seconds, while nothing is
- * pushed to them, so that each page is seen. What a file has already is kept: it becomes the union.
+ * pushed to them, so that each page is seen. What a file has already is kept: it becomes the union,
+ * also of what several handlers record into it. Each adds to the file as it is then, under a lock,
+ * which is a file beside it.
  */
 #ifndef FERRY_HANDLER_RECORD_H
 #define FERRY_HANDLER_RECORD_H

@@ -3,6 +3,7 @@
 """Working sets: recorded while VMs start, and pushed first when they start again."""
 import os
 import sys
+from contextlib import ExitStack
 
 from cli_support import PAGE, Serve, main, need_root, run, wait_for
 from handler_support import MIB, Handler, Vmm, snapshot
@@ -36,6 +37,26 @@ def recordings_are_put_together(folder):
     record(folder, ["--file", path], path, 7, into)
     with open(into, encoding="ascii") as f:
         assert f.readline().split() == ["pageferry-working-set", "2", str(SIZE), "3"]
+
+
+def handlers_may_record_into_one_file(folder):
+    need_root()
+    path, into = snapshot(folder, SIZE), os.path.join(folder, "shared.set")
+    with ExitStack() as stack:
+        handlers = [stack.enter_context(Handler(folder, "--file", path, "--record", into, name=f"{i}.sock")) for i in range(3)]
+        vms = [stack.enter_context(Vmm(h, path, SIZE)) for h in handlers]
+        for i, vm in enumerate(vms):
+            vm.connected().good("touch", 200, 1, 1000 * i)
+        # They end at once.
+        for vm in vms:
+            vm.kill()
+        for h in handlers:
+            h.event("vm-gone")
+            assert h.stop()[0] == 0
+    with open(into, encoding="ascii") as f:
+        assert f.readline().split()[3] == "3"
+    assert pages_of(into) > 500
+    assert not [name for name in os.listdir(folder) if name.startswith("shared.set.")]
 
 
 def replay(folder, source, path, into):
@@ -101,6 +122,7 @@ if __name__ == "__main__":
         main(
             [
                 recordings_are_put_together,
+                handlers_may_record_into_one_file,
                 set_is_pushed_first,
                 set_is_pushed_first_from_afar,
                 set_that_does_not_help_is_turned_down,
