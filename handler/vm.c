@@ -31,6 +31,7 @@ struct ferry_vm {
 	struct ferry_replay *_Atomic set; /* borrowed; NULL for none, and before it is known */
 	void *kept; /* owned mapping */
 	size_t kept_bytes;
+	bool is_new; /* no worker before us had it */
 	_Atomic int pid;
 	_Atomic enum ferry_vm_state state;
 	_Atomic uint64_t ram_bytes, since_ns, until_ns;
@@ -76,13 +77,12 @@ static void describe(const struct ferry_vmm_message *m, struct ferry_layout *lay
 /* The memory that says which pages are known: a new one, or that of an earlier life. */
 static int map_kept(struct ferry_vm *vm, size_t bytes, struct ferry_failure *f)
 {
-	bool is_new = vm->config.known < 0;
 	struct stat st;
 	int rc;
 
-	if (is_new)
+	if (vm->is_new)
 		vm->config.known = memfd_create("pageferry-known", MFD_CLOEXEC);
-	if (vm->config.known < 0 || (is_new && ftruncate(vm->config.known, (off_t)bytes) < 0) ||
+	if (vm->config.known < 0 || (vm->is_new && ftruncate(vm->config.known, (off_t)bytes) < 0) ||
 	    fstat(vm->config.known, &st) < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the map of known pages");
 	if ((size_t)st.st_size != bytes)
@@ -94,7 +94,7 @@ static int map_kept(struct ferry_vm *vm, size_t bytes, struct ferry_failure *f)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the map of known pages");
 	}
 	vm->kept_bytes = bytes;
-	rc = is_new ? vm->config.keep(vm->config.ctx, vm->config.id, vm->config.known) : 0;
+	rc = vm->is_new ? vm->config.keep(vm->config.ctx, vm->config.id, vm->config.known) : 0;
 	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "the keeper") : 0;
 }
 
@@ -162,8 +162,7 @@ static int open_vm(struct ferry_vm *vm, struct ferry_failure *f)
 		bytes += vm->message.regions[i].bytes;
 	atomic_store(&vm->ram_bytes, bytes);
 	/* One that was served before has begun long ago. */
-	if (vm->config.records && vm->config.known < 0 &&
-	    ferry_record_begin(bytes, &vm->recording) < 0)
+	if (vm->config.records && vm->is_new && ferry_record_begin(bytes, &vm->recording) < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "recording");
 	rc = open_target(vm, &target, f);
 	if (rc < 0)
@@ -347,6 +346,14 @@ static void end_target(struct ferry_vm *vm)
 	vm->view = NULL;
 }
 
+/* Did the working set help this VM? */
+static void judge_set(struct ferry_vm *vm, enum ferry_vm_state state)
+{
+	bool is_whole = vm->is_new && state == FERRY_VM_COMPLETE;
+
+	ferry_image_push_first(vm->config.image, ferry_replay_done(vm->set, &vm->replay, is_whole));
+}
+
 static void *vm_main(void *arg)
 {
 	struct ferry_vm *vm = arg;
@@ -363,8 +370,8 @@ static void *vm_main(void *arg)
 	atomic_store(&vm->until_ns, ferry_now_ns());
 	if (vm->recording && state != FERRY_VM_REFUSED)
 		end_recording(vm);
-	if (vm->set && state == FERRY_VM_COMPLETE)
-		ferry_image_push_first(vm->config.image, ferry_replay_done(vm->set, &vm->replay));
+	if (vm->set && (state == FERRY_VM_COMPLETE || state == FERRY_VM_GONE))
+		judge_set(vm, state);
 	end_target(vm);
 	tell(vm, state, state == FERRY_VM_REFUSED ? &f : NULL);
 	atomic_store(&vm->ended, true);
@@ -399,6 +406,7 @@ int ferry_vm_start(struct ferry_vm **out, const struct ferry_vm_config *config,
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "VM");
 	}
 	vm->config = *config;
+	vm->is_new = config->known < 0;
 	pthread_mutex_init(&vm->lock, NULL);
 	vm->text = malloc(config->message_bytes);
 	if (vm->text) {

@@ -106,6 +106,28 @@ def set_that_does_not_help_is_turned_down(folder):
         assert h.stop()[0] == 0
 
 
+def set_is_turned_down_by_vms_that_end_early(folder):
+    need_root()
+    path, into = snapshot(folder, SIZE), os.path.join(folder, "guest6.set")
+    with open(into, "w", encoding="ascii") as f:
+        f.write(f"pageferry-working-set 2 {SIZE} 1\n0 0 {SIZE // 4} 1\nend\n")
+    with Handler(folder, "--file", path, "--replay", into, "--max-rate", "2M") as h:
+        for _ in range(3):  # these say nothing of it
+            with Vmm(h, path, SIZE) as vm:
+                vm.connected().good("touch", 1)
+            h.event("vm-gone")
+        said = h.status()["replay"]
+        assert said["pushed_first"] and not said["vms"], said
+        for _ in range(8):
+            # What it has is in the other half.
+            with Vmm(h, path, SIZE // 2, offset=SIZE // 2) as vm:
+                vm.connected().good("touch", 1000, 2)
+            h.event("vm-gone")
+        said = h.status()["replay"]
+        assert said["vms"] == 8 and not said["hits"] and not said["pushed_first"], said
+        assert h.stop()[0] in (0, 3)
+
+
 def another_snapshots_set_is_refused(folder):
     need_root()
     path, into = snapshot(folder, SIZE), os.path.join(folder, "guest5.set")
@@ -126,6 +148,7 @@ if __name__ == "__main__":
                 set_is_pushed_first,
                 set_is_pushed_first_from_afar,
                 set_that_does_not_help_is_turned_down,
+                set_is_turned_down_by_vms_that_end_early,
                 another_snapshots_set_is_refused,
             ]
         )
