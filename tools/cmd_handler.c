@@ -148,16 +148,24 @@ static void put_counts(json_t *o, const struct ferry_handler_stats *s)
 	json_put_count(o, "vms_refused", s->n_refused);
 }
 
+/* Return: false when there is no working set. */
+static bool get_replay(const struct handler *h, struct ferry_replay_stats *s)
+{
+	struct ferry_replay *r = ferry_image_sets(h->image).replay;
+
+	if (r)
+		ferry_replay_stats(r, s);
+	return r;
+}
+
 /* What the working set is good for. */
 static void put_replay(json_t *o, const struct handler *h)
 {
-	struct ferry_replay *r = ferry_image_sets(h->image).replay;
 	struct ferry_replay_stats s;
 	json_t *replay;
 
-	if (!r)
+	if (!get_replay(h, &s))
 		return;
-	ferry_replay_stats(r, &s);
 	replay = json_object();
 	json_put_count(replay, "pages", s.pages);
 	json_put_count(replay, "vms", s.n_vms);
@@ -253,12 +261,15 @@ static void tell(struct handler *h, const struct ferry_handler_event *e)
 static void look(struct handler *h)
 {
 	uint64_t before = h->stats.target.faults + h->stats.target.wire_bytes + h->stats.n_vms;
+	struct ferry_replay_stats replay;
 
 	ferry_handler_stats(h->handler, &h->stats);
 	ferry_image_stats(h->image, &h->image_stats);
 	h->stats.target.link_up = h->image_stats.link_up;
 	if (h->stats.target.faults + h->stats.target.wire_bytes + h->stats.n_vms != before)
 		report_target(&h->job.report, &h->stats.target);
+	if (get_replay(h, &replay))
+		report_replay(&h->job.report, &replay);
 }
 
 /* What the session of --from does. */
@@ -284,6 +295,7 @@ static int finish(struct handler *h, const struct ferry_failure *f, int status)
 {
 	uint64_t total_ns = ferry_now_ns() - h->job.report.start_ns;
 	json_t *o = json_object();
+	struct ferry_replay_stats replay;
 	char text[SUMMARY_MAX];
 
 	look(h);
@@ -294,6 +306,8 @@ static int finish(struct handler *h, const struct ferry_failure *f, int status)
 	put_replay(o, h);
 	json_put(o, "total_ms", json_ms(total_ns));
 	summary_target(&h->stats.target, h->stats.ram_bytes, total_ns, 0, text, sizeof(text));
+	if (get_replay(h, &replay))
+		summary_replay(&replay, text, sizeof(text));
 	if (status == EXIT_DONE)
 		return report_completed(&h->job.report, o, text);
 	return report_failed(&h->job.report, f, status, o, text);

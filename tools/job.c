@@ -233,6 +233,24 @@ void summary_target(const struct ferry_target_stats *s, uint64_t ram_bytes, uint
 	append(out, size, line);
 }
 
+void summary_replay(const struct ferry_replay_stats *s, char *out, size_t size)
+{
+	char line[200];
+
+	if (s->samples_seen)
+		snprintf(line, sizeof(line),
+			 "working set: %" PRIu64 " %% of %" PRIu64
+			 " samples were wanted, by %" PRIu64 " VM%s; %s\n",
+			 s->hits * 100 / s->samples_seen, s->samples_seen, s->n_vms,
+			 s->n_vms == 1 ? "" : "s",
+			 s->is_first ? "it is pushed first" : "it is not pushed first any more");
+	else
+		snprintf(line, sizeof(line),
+			 "working set: %" PRIu64 " pages; no VM has said yet what it is good for\n",
+			 s->pages);
+	append(out, size, line);
+}
+
 void summary_server(const struct ferry_server_stats *s, uint64_t ram_bytes, uint64_t total_ns,
 		    uint64_t downtime_ns, char *out, size_t size)
 {

@@ -63,4 +63,7 @@ void summary_target(const struct ferry_target_stats *s, uint64_t ram_bytes, uint
 void summary_server(const struct ferry_server_stats *s, uint64_t ram_bytes, uint64_t total_ns,
 		    uint64_t downtime_ns, char *out, size_t size);
 
+/* A line about a working set, behind what is in @out. */
+void summary_replay(const struct ferry_replay_stats *s, char *out, size_t size);
+
 #endif

@@ -3,9 +3,10 @@
 """Working sets: recorded while VMs start, and pushed first when they start again."""
 import os
 import sys
+import urllib.request
 from contextlib import ExitStack
 
-from cli_support import PAGE, Serve, main, need_root, run, wait_for
+from cli_support import PAGE, Run, Serve, main, need_root, run, wait_for
 from handler_support import MIB, Handler, Vmm, snapshot
 
 SIZE = 64 * MIB
@@ -72,6 +73,8 @@ def replay(folder, source, path, into):
             h.event("vm-complete")
             said = h.status()["replay"]
             assert said["vms"] == 1 and said["hits"] and said["hit_rate"] > 0.5, said
+            rate = f"working set: {said['hits'] * 100 // said['samples']} % of {said['samples']} samples were wanted, by 1 VM"
+            assert rate in run("status", "--control", h.control)[1]
         assert h.stop()[0] == 0
 
 
@@ -128,6 +131,25 @@ def set_is_turned_down_by_vms_that_end_early(folder):
         assert h.stop()[0] in (0, 3)
 
 
+def set_is_spoken_of_to_people(folder):
+    need_root()
+    path, into = snapshot(folder, SIZE), os.path.join(folder, "guest7.set")
+    with open(into, "w", encoding="ascii") as f:
+        f.write(f"pageferry-working-set 2 {SIZE} 1\n0 0 {SIZE // 4} 1\nend\n")
+    args = ["handler", "--socket", os.path.join(folder, "people.sock"), "--file", path, "--replay", into]
+    with Run(*args) as h:
+        assert "listening" in h.read_line()
+        assert "working set: 4096 pages; no VM has said yet" in h.stop()[1]
+    with Run(*args, "--json", "--metrics", ":0") as h:
+        url = f"http://{h.event('metrics')['address']}/metrics"
+
+        def has_figures():
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                return b"\npageferry_working_set_pages 4096\n" in answer.read()
+
+        wait_for("figures of the working set", has_figures)
+
+
 def another_snapshots_set_is_refused(folder):
     need_root()
     path, into = snapshot(folder, SIZE), os.path.join(folder, "guest5.set")
@@ -149,6 +171,7 @@ if __name__ == "__main__":
                 set_is_pushed_first_from_afar,
                 set_that_does_not_help_is_turned_down,
                 set_is_turned_down_by_vms_that_end_early,
+                set_is_spoken_of_to_people,
                 another_snapshots_set_is_refused,
             ]
         )
