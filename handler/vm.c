@@ -17,7 +17,8 @@
 #include "uffd/pager.h"
 
 #define DIAL_AGAIN_MS 100
-#define IMAGE_SOON_MS 500 /* when it isn't there by then, that is told */
+#define IMAGE_SOON_MS 500  /* when it is not there by then, that is told */
+#define DEATH_MS      2000 /* that a process with much memory may take */
 
 struct ferry_vm {
 	struct ferry_vm_config config; /* its descriptors are owned */
@@ -31,8 +32,8 @@ struct ferry_vm {
 	struct ferry_replay *_Atomic set; /* borrowed; NULL for none, and before it is known */
 	void *kept; /* owned mapping */
 	size_t kept_bytes;
-	bool is_new; /* no worker before us had it */
-	_Atomic int pid;
+	bool is_new;	 /* no worker before us had it */
+	uint32_t n_late; /* regions that the VMM had not registered */
 	_Atomic enum ferry_vm_state state;
 	_Atomic uint64_t ram_bytes, since_ns, until_ns;
 	_Atomic bool ended;
@@ -121,6 +122,31 @@ static bool wants_zero(void *arg, uint32_t region, uint64_t page)
 	return set && ferry_replay_has(set, r->offset + page * r->page_bytes);
 }
 
+/*
+ * The VMM registers its memory before it connects: then nothing of it was read as zeros. What it
+ * has not is registered here, and told.
+ */
+static int take_regions(struct ferry_vm *vm, const struct ferry_uffd *u, struct ferry_failure *f)
+{
+	for (uint32_t i = 0; i < vm->message.n_regions; i++) {
+		const struct ferry_vmm_region *r = &vm->message.regions[i];
+		bool is_late = r->page_bytes == FERRY_PAGE_SIZE_DEFAULT &&
+			       ferry_uffd_is_unregistered(u, r->start);
+		int rc = ferry_uffd_register(u, r->start, r->bytes);
+
+		if (rc < 0)
+			return ferry_fail_errno(
+				f, FERRY_REFUSE, rc,
+				"the VMM's message: region %u: process %d has no memory of %llu "
+				"bytes at base_host_virt_addr %#llx that its userfaultfd can serve",
+				i, (int)vm->config.pid, (unsigned long long)r->bytes,
+				(unsigned long long)r->start.v);
+		if (is_late && vm->is_new)
+			vm->n_late++;
+	}
+	return 0;
+}
+
 static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct ferry_failure *f)
 {
 	struct ferry_target_region regions[FERRY_MAX_REGIONS];
@@ -139,7 +165,11 @@ static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct fe
 
 	if (rc < 0)
 		return rc;
-	atomic_store(&vm->pid, config.uffd.pid);
+	rc = take_regions(vm, &config.uffd, f);
+	if (rc < 0) {
+		ferry_uffd_close(&config.uffd);
+		return rc;
+	}
 	describe(&vm->message, &layout, regions);
 	rc = map_kept(vm, ferry_pager_kept_bytes(&layout), f);
 	if (rc < 0) {
@@ -354,6 +384,27 @@ static void judge_set(struct ferry_vm *vm, enum ferry_vm_state state)
 	ferry_image_push_first(vm->config.image, ferry_replay_done(vm->set, &vm->replay, is_whole));
 }
 
+/* Did the VMM die meanwhile? Its memory goes before its connection does. */
+static bool has_died(struct ferry_vm *vm, int err)
+{
+	struct pollfd p = {.fd = vm->config.conn, .events = POLLIN};
+
+	return err == -ESRCH || (poll(&p, 1, err == -ENOMEM ? DEATH_MS : 0) > 0 && has_hung_up(vm));
+}
+
+static void tell_late(struct ferry_vm *vm)
+{
+	struct ferry_failure f = {0};
+
+	if (!vm->n_late)
+		return;
+	ferry_fail(&f, FERRY_LOST, -EINVAL,
+		   "%u of its %u regions were not registered with the userfaultfd when the VMM "
+		   "connected: what it read there before was zeros, and not the snapshot",
+		   vm->n_late, vm->message.n_regions);
+	tell(vm, FERRY_VM_FILLING, &f);
+}
+
 static void *vm_main(void *arg)
 {
 	struct ferry_vm *vm = arg;
@@ -362,9 +413,10 @@ static void *vm_main(void *arg)
 	int rc = open_vm(vm, &f);
 
 	if (rc < 0) {
-		state = rc == -ESRCH ? FERRY_VM_GONE : FERRY_VM_REFUSED;
+		state = has_died(vm, rc) ? FERRY_VM_GONE : FERRY_VM_REFUSED;
 	} else {
 		atomic_store(&vm->state, FERRY_VM_FILLING);
+		tell_late(vm);
 		state = fill(vm, &f);
 	}
 	atomic_store(&vm->until_ns, ferry_now_ns());
@@ -440,7 +492,7 @@ void ferry_vm_info(const struct ferry_vm *vm, struct ferry_vm_info *out)
 
 	*out = (struct ferry_vm_info){
 		.id = vm->config.id,
-		.pid = atomic_load(&vm->pid),
+		.pid = vm->config.pid,
 		.state = atomic_load(&vm->state),
 		.ram_bytes = atomic_load(&vm->ram_bytes),
 		.served_ns = since ? (until ? until : ferry_now_ns()) - since : 0,

@@ -39,6 +39,7 @@ struct ferry_vm;
 
 struct ferry_vm_config {
 	uint64_t id;
+	pid_t pid;	       /* of the VMM; 0 when it is not known */
 	int conn, uffd, known; /* given; known -1 for a VM that was never served */
 	const char *message;   /* copied */
 	uint32_t message_bytes;

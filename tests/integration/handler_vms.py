@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 
 from cli_support import main, need_root
-from handler_support import MIB, HandedOver, Handler, Vmm, snapshot
+from handler_support import MIB, HandedOver, Handler, Vmm, snapshot, vmm_stand_in
 
 SLOW = "8M"  # of the push: some seconds for what is restored here
 
@@ -66,12 +66,20 @@ def what_is_no_vm_is_turned_away(folder):
         assert "complete" in h.event("turned-away")["error"]
         for text in (b"[]", b"[1]", b'["]"]', json.dumps([region]).encode()):
             s = send(text, fds)
-            assert h.event("vm-refused")["error"], text
+            said = h.event("vm-refused")
+            assert said["error"] and said["vmm_pid"] == os.getpid(), (text, said)
             s.close()
+        # Where the message says is no memory.
+        with Vmm(h, path, MIB, wrong=1) as vm:
+            vm.connected()
+            said = h.event("vm-refused")
+            assert said["vmm_pid"] == vm.pid
+            assert "base_host_virt_addr 0x10000" in said["error"] and "region 0" in said["error"], said
         # One that asks for more than the snapshot has.
         with Vmm(h, path, 8 * MIB) as vm:
             vm.connected()
-            assert "snapshot" in h.event("vm-refused")["error"]
+            said = h.event("vm-refused")
+            assert said["vmm_pid"] == vm.pid and "snapshot" in said["error"], said
             vm.send("touch", 1)
             assert vm.is_silent(0.3), "a VM that is not served was given something"
         with Vmm(h, path, 4 * MIB) as vm:
@@ -114,6 +122,38 @@ def vmms_that_die_make_room(folder):
                 h_vms.pop(second)
                 assert h_vms.pop(third).good("touch", 20)
             h.events("vm-gone", "vm-gone")
+        assert h.stop()[0] == 0
+
+
+def vmms_that_die_at_once_are_gone(folder):
+    """Not refused: their memory has gone, their connection is open still."""
+    need_root()
+    path = snapshot(folder, 4 * MIB)
+    with Handler(folder, "--file", path) as h:
+        for _ in range(6):
+            pid = os.fork()
+            if not pid:
+                ballast = b"x" * (256 * MIB)  # takes some time to go
+                vmm_stand_in.Vmm(h.socket, path, [4 * MIB], {})
+                os._exit(len(ballast) & 1)
+            os.waitpid(pid, 0)
+            while (said := json.loads(h.read_line()))["event"] != "vm-gone":
+                assert said["event"] != "vm-refused", said
+            assert said["vmm_pid"] == pid
+        assert h.stop()[0] == 0
+
+
+def memory_that_was_not_registered_is_told(folder):
+    need_root()
+    path = snapshot(folder, 4 * MIB)
+    with Handler(folder, "--file", path) as h:
+        with Vmm(h, path, 2 * MIB, 2 * MIB, unregistered=1) as vm:
+            said = h.event("vm-trouble", vmm_pid=vm.pid)
+            assert "2 of its 2 regions were not registered" in said["error"], said
+            h.event("vm-complete")
+        with Vmm(h, path, 2 * MIB, 2 * MIB) as vm:
+            while (said := json.loads(h.read_line()))["event"] != "vm-complete":
+                assert said["event"] != "vm-trouble", said
         assert h.stop()[0] == 0
 
 
@@ -193,6 +233,8 @@ if __name__ == "__main__":
                 what_is_no_vm_is_turned_away,
                 discarded_pages_are_zero,
                 vmms_that_die_make_room,
+                vmms_that_die_at_once_are_gone,
+                memory_that_was_not_registered_is_told,
                 many_at_once,
                 killed_worker_is_replaced,
                 socket_may_be_handed_over,
