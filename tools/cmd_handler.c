@@ -544,6 +544,26 @@ static int listen_for(struct setup *s, uid_t uid, struct ferry_failure *f)
 	return TAKE_FD(fd);
 }
 
+/* A VM would find out what is wrong with it when it is too late. */
+static int open_file(struct setup *s, struct ferry_failure *f)
+{
+	struct stat st;
+
+	s->file_fd = open(s->o->file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (s->file_fd < 0 || fstat(s->file_fd, &st) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "cannot open %.300s", s->o->file);
+	if (!S_ISREG(st.st_mode))
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "%.300s is %s; give the snapshot's memory file with --file",
+				  s->o->file,
+				  S_ISDIR(st.st_mode) ? "a folder" : "no ordinary file");
+	if (!st.st_size)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "%.300s is empty; give the snapshot's memory file with --file",
+				  s->o->file);
+	return 0;
+}
+
 /* Each VM takes some descriptors in the worker, and a few in the keeper. */
 static void raise_fds(uint32_t max_vms)
 {
@@ -569,9 +589,9 @@ static int keep(struct setup *s, struct ferry_failure *f)
 	if (rc < 0)
 		return rc;
 	if (s->o->file)
-		s->file_fd = open(s->o->file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	if (s->o->file && s->file_fd < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "cannot open %.300s", s->o->file);
+		rc = open_file(s, f);
+	if (rc < 0)
+		return rc;
 	raise_fds(s->max_vms);
 	config.listen_fd = listen_for(s, config.uid, f);
 	if (config.listen_fd < 0)

@@ -7,7 +7,7 @@ import socket
 import sys
 from contextlib import ExitStack
 
-from cli_support import main, need_root
+from cli_support import main, need_root, run
 from handler_support import MIB, HandedOver, Handler, Vmm, snapshot, vmm_stand_in
 
 SLOW = "8M"  # of the push: some seconds for what is restored here
@@ -86,6 +86,17 @@ def what_is_no_vm_is_turned_away(folder):
             vm.connected().good("verify")
             h.event("vm-complete")
         assert h.stop()[0] == 0
+
+
+def file_must_be_one(folder):
+    empty = os.path.join(folder, "empty.mem")
+    with open(empty, "wb"):
+        pass
+    for path, why in ((folder, "a folder"), ("/dev/null", "no ordinary file"), (empty, "is empty")):
+        name = os.path.join(folder, "none.sock")
+        code, _, err = run("handler", "--socket", name, "--file", path)
+        assert code == 1 and why in err and path in err and len(err.splitlines()) == 1, (code, err)
+        assert not os.path.exists(name)
 
 
 def discarded_pages_are_zero(folder):
@@ -231,6 +242,7 @@ if __name__ == "__main__":
                 vm_is_restored_and_left,
                 messages_of_all_versions_are_understood,
                 what_is_no_vm_is_turned_away,
+                file_must_be_one,
                 discarded_pages_are_zero,
                 vmms_that_die_make_room,
                 vmms_that_die_at_once_are_gone,
