@@ -228,7 +228,10 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 static int start(struct attach *a, const struct options *o, struct ferry_failure *f)
 {
 	unsigned int needs = isolation_need_of_process(o->pid);
-	int rc = job_open(&a->job, "attach", o, f);
+	int rc;
+
+	a->job.may_trace = true;
+	rc = job_open(&a->job, "attach", o, f);
 
 	if (!rc)
 		rc = job_secure(&a->job, o, false, f);

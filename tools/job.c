@@ -27,7 +27,15 @@ static json_t *answer_trace(void *ctx, const json_t *request)
 
 	(void)request;
 	if (atomic_load(&j->trace_fd) < 0) {
-		json_put(o, "error", json_text("this command keeps no records of faults, or not yet"));
+		char text[160];
+
+		snprintf(text, sizeof(text),
+			 j->may_trace
+				 ? "this %s keeps no records of faults (--no-trace), or not yet"
+				 : "'%s' keeps no records of faults; 'pageferry trace live' "
+				   "shows what it does",
+			 j->report.command);
+		json_put(o, "error", json_text(text));
 		return o;
 	}
 	json_put(o, "command", json_text(j->report.command));

@@ -16,6 +16,7 @@ struct job {
 	/* Set by the command before job_open(), or NULL: what else it answers; with its context. */
 	const struct control_request *more_requests;
 	void *more_ctx;
+	bool may_trace; /* set as these: it calls job_trace(), unless the user says no */
 	struct control_request requests[JOB_REQUESTS_MAX];
 	struct report report;
 	struct control *control; /* owned; NULL when it couldn't be had */

@@ -7,7 +7,7 @@ import socket
 import sys
 from contextlib import ExitStack
 
-from cli_support import main, need_root, run
+from cli_support import Run, main, need_root, run
 from handler_support import MIB, HandedOver, Handler, Vmm, snapshot, vmm_stand_in
 
 SLOW = "8M"  # of the push: some seconds for what is restored here
@@ -97,6 +97,17 @@ def file_must_be_one(folder):
         code, _, err = run("handler", "--socket", name, "--file", path)
         assert code == 1 and why in err and path in err and len(err.splitlines()) == 1, (code, err)
         assert not os.path.exists(name)
+
+
+def there_is_nothing_to_record_but_to_watch(folder):
+    need_root()
+    path = snapshot(folder, 4 * MIB)
+    with Handler(folder, "--file", path) as h:
+        code, _, err = run("trace", "record", "-o", os.path.join(folder, "no.pft"), "--control", h.control)
+        assert code == 1 and "'handler' keeps no records" in err and "trace live" in err, err
+        with Run("trace", "live", "--json", "--control", h.control) as live:
+            assert json.loads(live.read_line())["watched"] == "handler"
+        assert h.stop()[0] == 0
 
 
 def discarded_pages_are_zero(folder):
@@ -243,6 +254,7 @@ if __name__ == "__main__":
                 messages_of_all_versions_are_understood,
                 what_is_no_vm_is_turned_away,
                 file_must_be_one,
+                there_is_nothing_to_record_but_to_watch,
                 discarded_pages_are_zero,
                 vmms_that_die_make_room,
                 vmms_that_die_at_once_are_gone,
