@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 
 #include "base/cleanup.h"
 #include "base/net.h"
@@ -161,25 +162,35 @@ static struct ferry_vm **free_slot(struct ferry_handler *h)
 	return NULL;
 }
 
+/* The process that connected; 0 when that can't be told. */
+static pid_t peer_of(int conn)
+{
+	struct ucred peer;
+	socklen_t len = sizeof(peer);
+
+	return getsockopt(conn, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 ? 0 : peer.pid;
+}
+
 static void add_vm(struct ferry_handler *h, uint64_t id, int conn, int uffd, int known,
 		   const char *message, uint32_t message_bytes)
 {
 	struct ferry_vm_config config = {.id = id,
+					 .pid = peer_of(conn),
 					 .conn = conn,
 					 .uffd = uffd,
 					 .known = known,
 					 .message = message,
 					 .message_bytes = message_bytes,
 					 .image = h->config.image,
-					 .record = h->config.record,
-					 .replay = h->config.replay,
+					 .records = h->config.records,
 					 .stop_fd = h->stop_fd,
 					 .log = h->config.log,
 					 .keep = keep,
 					 .news = news,
 					 .ctx = h};
-	struct ferry_handler_event e = {.type = FERRY_HANDLER_VM,
-					.vm = {.id = id, .state = FERRY_VM_REFUSED}};
+	struct ferry_handler_event e = {
+		.type = FERRY_HANDLER_VM,
+		.vm = {.id = id, .pid = config.pid, .state = FERRY_VM_REFUSED}};
 	struct ferry_vm **slot, *vm = NULL;
 
 	/* A VM that said its last word has told the keeper before its thread ends. */

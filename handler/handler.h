@@ -29,9 +29,8 @@
 struct ferry_handler;
 
 struct ferry_handler_config {
-	struct ferry_image *image;   /* borrowed until _free, as the next two */
-	struct ferry_record *record; /* of working sets; NULL for none */
-	struct ferry_replay *replay; /* that the image has; NULL for none */
+	struct ferry_image *image; /* borrowed until _free */
+	bool records;		   /* VMs' working sets, into what the image has for that */
 	uint32_t max_vms;
 	const struct ferry_worker_start *start; /* borrowed; the VMs' descriptors are given */
 	const struct ferry_log *log;		/* borrowed; may be NULL */

@@ -3,10 +3,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,7 +18,9 @@
 #include "handler/cache.h"
 #include "pageserver/server.h"
 
-#define MAX_VIEWS 16u
+#define MAX_VIEWS    16u
+#define AGAIN_MIN_MS 50 /* until a page server that is not there is tried again */
+#define AGAIN_MAX_MS 2000
 
 struct ferry_image_view {
 	uint32_t n_users;
@@ -36,11 +41,17 @@ struct ferry_image {
 	struct ferry_cache *cache; /* owned; NULL for a file */
 	int fd;			   /* borrowed: the file, or the cache's */
 	uint64_t bytes;
-	struct ferry_replay *replay; /* borrowed; NULL for none */
-	struct ferry_turns turns;    /* of all views' pushes */
-	pthread_mutex_t bell_lock;   /* of views' servers coming and going, for who rings */
-	pthread_mutex_t lock;	     /* of what follows */
+	struct ferry_image_sets sets;
+	_Atomic bool is_ready; /* what is above does not change any more */
+	int ready_fd;	       /* owned; eventfd */
+	pthread_t opener;      /* of a patient image */
+	bool has_opener;
+	int stop_fd;		   /* owned; eventfd: the opener ends */
+	struct ferry_turns turns;  /* of all views' pushes */
+	pthread_mutex_t bell_lock; /* of views' servers coming and going, for who rings */
+	pthread_mutex_t lock;	   /* of what follows */
 	struct ferry_image_view *views[MAX_VIEWS]; /* owned */
+	struct ferry_failure missed;		   /* the last attempt; ->err 0 once it was told */
 };
 
 /* --- a view ----------------------------------------------------------------------------------- */
@@ -147,7 +158,7 @@ static int open_view(struct ferry_image *i, struct ferry_image_view *v, struct f
 
 	for (uint32_t n = 0; n < v->layout.n_regions && !rc; n++)
 		rc = open_source(i, v, n, f);
-	if (!rc && i->replay && ferry_replay_lists(i->replay, &v->layout, &v->lists) < 0)
+	if (!rc && i->sets.replay && ferry_replay_lists(i->sets.replay, &v->layout, &v->lists) < 0)
 		rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "working set");
 	config.first = v->lists.first;
 	config.n_first = v->lists.n_first;
@@ -218,12 +229,12 @@ static void ring(void *image)
 	pthread_mutex_unlock(&i->bell_lock);
 }
 
-static int open_cache(struct ferry_image *i, struct ferry_failure *f)
+static int open_cache(struct ferry_image *i, int stop_fd, struct ferry_failure *f)
 {
 	struct ferry_cache_config config = {
 		.from = i->config.from,
 		.tls = i->config.tls,
-		.stop_fd = i->config.stop_fd,
+		.stop_fd = stop_fd,
 		.max_bytes_per_second = i->config.max_bytes_per_second,
 		.arrived = ring,
 		.ctx = i,
@@ -237,27 +248,84 @@ static int open_cache(struct ferry_image *i, struct ferry_failure *f)
 	return ferry_cache_start(i->cache, f);
 }
 
+static int open_file(struct ferry_image *i, struct ferry_failure *f)
+{
+	struct stat st;
+
+	if (fstat(i->config.fd, &st) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the snapshot");
+	i->fd = i->config.fd;
+	i->bytes = (uint64_t)st.st_size;
+	return 0;
+}
+
+/* @stop_fd: gives up. It can be tried again after a failure. */
+static int make_ready(struct ferry_image *i, int stop_fd, struct ferry_failure *f)
+{
+	int rc = i->config.from ? open_cache(i, stop_fd, f) : open_file(i, f);
+
+	if (!rc && i->config.sized)
+		rc = i->config.sized(i->config.ctx, i->bytes, &i->sets, f);
+	if (rc < 0) {
+		ferry_cache_close(i->cache);
+		i->cache = NULL;
+		return rc;
+	}
+	atomic_store(&i->is_ready, true);
+	eventfd_write(i->ready_fd, 1);
+	return 0;
+}
+
+static void *open_patiently(void *image)
+{
+	struct ferry_image *i = image;
+	int wait_ms = AGAIN_MIN_MS;
+
+	for (;;) {
+		struct ferry_failure f = {0};
+
+		if (!make_ready(i, i->stop_fd, &f))
+			return NULL;
+		ferry_fail_prefix(&f, "VMs wait for the snapshot");
+		pthread_mutex_lock(&i->lock);
+		i->missed = f;
+		pthread_mutex_unlock(&i->lock);
+		if (ferry_net_wait(i->stop_fd, POLLIN, wait_ms, -1) == 0)
+			return NULL;
+		wait_ms = FERRY_MIN(wait_ms * 2, AGAIN_MAX_MS);
+	}
+}
+
+static int begin_open(struct ferry_image *i, struct ferry_failure *f)
+{
+	int rc;
+
+	i->ready_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	i->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (i->ready_fd < 0 || i->stop_fd < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "snapshot");
+	if (!i->config.from || !i->config.is_patient)
+		return make_ready(i, i->config.stop_fd, f);
+	rc = -pthread_create(&i->opener, NULL, open_patiently, i);
+	i->has_opener = !rc;
+	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "cannot start a thread") : 0;
+}
+
 int ferry_image_open(struct ferry_image **out, const struct ferry_image_config *config,
 		     struct ferry_failure *f)
 {
 	struct ferry_image *i = calloc(1, sizeof(*i));
-	struct stat st;
-	int rc = 0;
+	int rc;
 
 	if (!i)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "snapshot");
 	i->config = *config;
-	i->fd = config->fd;
+	i->fd = i->ready_fd = i->stop_fd = -1;
 	/* Who places what is pushed needs the other half. */
 	ferry_turns_init(&i->turns, (uint32_t)FERRY_MAX(sysconf(_SC_NPROCESSORS_ONLN) / 2, 1));
 	pthread_mutex_init(&i->lock, NULL);
 	pthread_mutex_init(&i->bell_lock, NULL);
-	if (config->from)
-		rc = open_cache(i, f);
-	else if (fstat(i->fd, &st) < 0)
-		rc = ferry_fail_errno(f, FERRY_REFUSE, -errno, "the snapshot");
-	else
-		i->bytes = (uint64_t)st.st_size;
+	rc = begin_open(i, f);
 	if (rc < 0)
 		ferry_image_close(i);
 	else
@@ -265,14 +333,19 @@ int ferry_image_open(struct ferry_image **out, const struct ferry_image_config *
 	return rc;
 }
 
-uint64_t ferry_image_bytes(const struct ferry_image *i)
+bool ferry_image_is_ready(const struct ferry_image *i)
 {
-	return i->bytes;
+	return atomic_load(&i->is_ready);
 }
 
-void ferry_image_replay(struct ferry_image *i, struct ferry_replay *r)
+int ferry_image_ready_fd(const struct ferry_image *i)
 {
-	i->replay = r;
+	return i->ready_fd;
+}
+
+struct ferry_image_sets ferry_image_sets(const struct ferry_image *i)
+{
+	return ferry_image_is_ready(i) ? i->sets : (struct ferry_image_sets){0};
 }
 
 void ferry_image_push_first(struct ferry_image *i, bool first)
@@ -286,13 +359,26 @@ void ferry_image_push_first(struct ferry_image *i, bool first)
 
 enum ferry_target_event ferry_image_news(struct ferry_image *i, struct ferry_failure *f)
 {
-	return i->cache ? ferry_cache_news(i->cache, f) : FERRY_TARGET_NOTHING;
+	enum ferry_target_event event = FERRY_TARGET_NOTHING;
+
+	if (ferry_image_is_ready(i))
+		return i->cache ? ferry_cache_news(i->cache, f) : FERRY_TARGET_NOTHING;
+	pthread_mutex_lock(&i->lock);
+	if (i->missed.err) {
+		*f = i->missed;
+		i->missed.err = 0;
+		event = FERRY_TARGET_LINK_LOST;
+	}
+	pthread_mutex_unlock(&i->lock);
+	return event;
 }
 
 void ferry_image_stats(struct ferry_image *i, struct ferry_target_stats *out)
 {
-	*out = (struct ferry_target_stats){.link_up = true};
-	if (i->cache)
+	bool is_ready = ferry_image_is_ready(i);
+
+	*out = (struct ferry_target_stats){.link_up = is_ready};
+	if (is_ready && i->cache)
 		ferry_cache_stats(i->cache, out);
 }
 
@@ -300,9 +386,15 @@ void ferry_image_close(struct ferry_image *i)
 {
 	if (!i)
 		return;
+	if (i->has_opener) {
+		eventfd_write(i->stop_fd, 1);
+		pthread_join(i->opener, NULL);
+	}
 	for (uint32_t n = 0; n < MAX_VIEWS; n++)
 		put_view(i, &i->views[n], NULL);
 	ferry_cache_close(i->cache);
+	ferry_close(i->ready_fd);
+	ferry_close(i->stop_fd);
 	ferry_turns_fini(&i->turns);
 	pthread_mutex_destroy(&i->bell_lock);
 	pthread_mutex_destroy(&i->lock);

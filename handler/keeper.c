@@ -291,6 +291,14 @@ static void drop_late(struct keeper *k, uint64_t now)
 
 /* --- the worker ------------------------------------------------------------------------------- */
 
+/* Is there a VMM, or may there be one, that nobody else would ever serve? */
+static bool is_awaited(const struct keeper *k)
+{
+	struct pollfd p = {.fd = k->config->listen_fd, .events = POLLIN};
+
+	return count_vms(k) || count_incoming(k) || poll(&p, 1, 0) > 0;
+}
+
 /* In the child: what it doesn't need of the keeper. */
 static void shed(struct keeper *k)
 {
@@ -310,7 +318,8 @@ static int start_worker(struct keeper *k, struct ferry_failure *f)
 	struct ferry_worker_start start = {.vms = k->vms,
 					   .n_slots = k->config->max_vms,
 					   .n_restarts = k->n_restarts,
-					   .last_signal = k->last_signal};
+					   .last_signal = k->last_signal,
+					   .is_awaited = is_awaited(k)};
 	int pair[2], rc = ferry_keeper_pair(pair);
 
 	if (rc < 0)
@@ -344,7 +353,7 @@ static int judge(struct keeper *k, int wait_status, int *status)
 
 	if (WIFEXITED(wait_status)) {
 		*status = WEXITSTATUS(wait_status);
-		if (k->stopping || !k->n_restarts || !*status || !count_vms(k))
+		if (k->stopping || !*status || !is_awaited(k))
 			return 0;
 		k->last_signal = 0;
 	} else {
@@ -362,19 +371,6 @@ static int judge(struct keeper *k, int wait_status, int *status)
 	return 1;
 }
 
-/* Return: as judge(); 1 also when the worker lives. */
-static int look_after_worker(struct keeper *k, int *status)
-{
-	int wait_status;
-
-	if (!k->worker || waitpid(k->worker, &wait_status, WNOHANG) != k->worker)
-		return 1;
-	k->worker = 0;
-	hear(k);
-	ferry_close(TAKE_FD(k->link));
-	return judge(k, wait_status, status);
-}
-
 static void take_signals(struct keeper *k)
 {
 	struct signalfd_siginfo s;
@@ -386,6 +382,21 @@ static void take_signals(struct keeper *k)
 		if (k->worker)
 			kill(k->worker, SIGTERM);
 	}
+}
+
+/* Return: as judge(); 1 also when the worker lives. */
+static int look_after_worker(struct keeper *k, int *status)
+{
+	int wait_status;
+
+	if (!k->worker || waitpid(k->worker, &wait_status, WNOHANG) != k->worker)
+		return 1;
+	k->worker = 0;
+	/* It may have ended because of a signal to both of us. */
+	take_signals(k);
+	hear(k);
+	ferry_close(TAKE_FD(k->link));
+	return judge(k, wait_status, status);
 }
 
 /* --- the loop --------------------------------------------------------------------------------- */

@@ -14,9 +14,9 @@
  *  4. The worker dies by a signal: the keeper forks another one, which has all of the descriptors
  *     from it, and goes on from the known pages. Threads that wait are woken and fault anew.
  *
- * Failure modes: a worker that ends by itself ends the keeper too, unless it was started again and
- * VMs are kept: then it is tried again and again. When the keeper is killed, the worker goes on
- * with the VMs that it has, and takes no others.
+ * Failure modes: a worker that fails by itself ends the keeper too, unless a VMM has connected:
+ * then it is tried again and again, as nobody else can serve that VM. When the keeper is killed,
+ * the worker goes on with the VMs that it has, and takes no others.
  *
  * Limits: max_vms; more wait in the queue of the listening socket. 16 VMMs may be about to send
  * their message, for 10 s each. One thread.
@@ -49,6 +49,7 @@ struct ferry_worker_start {
 	uint32_t n_slots;    /* of which some are free */
 	uint32_t n_restarts; /* 0 for the first */
 	int last_signal;     /* that killed the one before; 0 for none */
+	bool is_awaited;     /* there are VMMs, or one is about to connect */
 };
 
 struct ferry_keeper_config {

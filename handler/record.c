@@ -3,12 +3,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/util.h"
@@ -16,11 +19,14 @@
 
 #define FILE_MAX  (256u * FERRY_MIB)
 #define PAGES_MAX (1u << 20) /* of one recording: 4 GiB */
+#define PATH_MOST 4096u
+#define LOCK_MS	  10 /* until a lock that another handler has is tried again */
+#define LOCK_N	  1000
 
 struct ferry_record {
 	const char *path;
-	pthread_mutex_t lock; /* of the set and the file */
-	struct ferry_working_set set;
+	uint64_t bytes;	      /* of the snapshot */
+	pthread_mutex_t lock; /* of the file, among our VMs; PATH.lock is the lock among handlers */
 };
 
 struct ferry_record_vm {
@@ -51,18 +57,24 @@ int ferry_record_read(const char *path, char **text, size_t *len, struct ferry_f
 	return 0;
 }
 
-static int load(struct ferry_record *r, struct ferry_failure *f)
+/* What the file has. @w: to be initialised, and ended after success. */
+static int load(struct ferry_record *r, struct ferry_working_set *w, struct ferry_failure *f)
 {
 	_cleanup_free_ char *text = NULL;
 	size_t len;
-	int rc = ferry_record_read(r->path, &text, &len, f);
+	int rc = ferry_working_set_init(w, r->bytes);
 
-	if (rc == -ENOENT)
-		return 0;
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "recording");
+	rc = ferry_record_read(r->path, &text, &len, f);
 	if (!rc)
-		rc = ferry_working_set_parse(&r->set, text, len, f);
+		rc = ferry_working_set_parse(w, text, len, f);
 	if (rc == -EBADMSG)
 		ferry_fail_prefix(f, "%s", r->path);
+	if (rc == -ENOENT)
+		return 0;
+	if (rc < 0)
+		ferry_working_set_fini(w);
 	return rc;
 }
 
@@ -70,36 +82,35 @@ int ferry_record_open(struct ferry_record **out, const char *path, uint64_t byte
 		      struct ferry_failure *f)
 {
 	struct ferry_record *r = calloc(1, sizeof(*r));
+	struct ferry_working_set w;
 	int rc;
 
 	if (!r)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "recording");
 	r->path = path;
+	r->bytes = bytes;
 	pthread_mutex_init(&r->lock, NULL);
-	rc = ferry_working_set_init(&r->set, bytes);
-	if (rc < 0)
-		ferry_fail_errno(f, FERRY_REFUSE, rc, "recording");
-	else
-		rc = load(r, f);
-	if (rc < 0)
+	rc = load(r, &w, f);
+	if (rc < 0) {
 		ferry_record_close(r);
-	else
-		*out = r;
-	return rc;
+		return rc;
+	}
+	ferry_working_set_fini(&w);
+	*out = r;
+	return 0;
 }
 
 void ferry_record_close(struct ferry_record *r)
 {
 	if (!r)
 		return;
-	ferry_working_set_fini(&r->set);
 	pthread_mutex_destroy(&r->lock);
 	free(r);
 }
 
-int ferry_record_begin(struct ferry_record *r, struct ferry_record_vm **out)
+int ferry_record_begin(uint64_t bytes, struct ferry_record_vm **out)
 {
-	size_t room = FERRY_MIN(r->set.n_pages, (uint64_t)PAGES_MAX);
+	size_t room = FERRY_MIN(bytes / FERRY_PAGE_SIZE_DEFAULT, (uint64_t)PAGES_MAX);
 	struct ferry_record_vm *vm = calloc(1, sizeof(*vm) + room * sizeof(vm->pages[0]));
 
 	if (!vm)
@@ -136,16 +147,16 @@ static int write_whole(const char *path, const char *text, size_t len)
 }
 
 /* Whole, or not at all. */
-static int store(struct ferry_record *r, struct ferry_failure *f)
+static int store(struct ferry_record *r, const struct ferry_working_set *w, struct ferry_failure *f)
 {
 	_cleanup_free_ char *text = NULL;
-	char tmp[4096];
+	char tmp[PATH_MOST];
 	size_t len;
-	int rc = ferry_working_set_print(&r->set, &text, &len);
+	int rc = ferry_working_set_print(w, &text, &len);
 
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", r->path);
-	if (snprintf(tmp, sizeof(tmp), "%s.new", r->path) >= (int)sizeof(tmp))
+	if (snprintf(tmp, sizeof(tmp), "%s.%d.new", r->path, (int)getpid()) >= (int)sizeof(tmp))
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENAMETOOLONG, "%s", r->path);
 	rc = write_whole(tmp, text, len);
 	if (!rc && rename(tmp, r->path) < 0)
@@ -156,16 +167,73 @@ static int store(struct ferry_record *r, struct ferry_failure *f)
 	return ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", r->path);
 }
 
+static int try_lock(const char *path)
+{
+	_cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	struct stat here, there;
+	int rc;
+
+	if (fd < 0)
+		return -errno;
+	do
+		rc = flock(fd, LOCK_EX | LOCK_NB);
+	while (rc < 0 && errno == EINTR);
+	if (rc < 0 || fstat(fd, &here) < 0)
+		return -errno;
+	/* Who had it before us has removed it. */
+	if (stat(path, &there) < 0 || there.st_ino != here.st_ino)
+		return -EWOULDBLOCK;
+	return TAKE_FD(fd);
+}
+
+/* @path: PATH_MOST bytes, for unlock(). Return: a descriptor that holds the lock. */
+static int lock(const struct ferry_record *r, char *path, struct ferry_failure *f)
+{
+	int fd = -ENAMETOOLONG;
+
+	if (snprintf(path, PATH_MOST, "%s.lock", r->path) < (int)PATH_MOST)
+		fd = try_lock(path);
+	for (int i = 0; i < LOCK_N && fd == -EWOULDBLOCK; i++) {
+		(void)poll(NULL, 0, LOCK_MS);
+		fd = try_lock(path);
+	}
+	return fd < 0 ? ferry_fail_errno(f, FERRY_REFUSE, fd, "the lock of %s", r->path) : fd;
+}
+
+static void unlock(int fd, const char *path)
+{
+	unlink(path);
+	ferry_close(fd);
+}
+
+/* Other handlers may have added to the file since we last looked. */
+static int add(struct ferry_record *r, const uint64_t *pages, size_t n, struct ferry_failure *f)
+{
+	struct ferry_working_set w;
+	int rc = load(r, &w, f);
+
+	if (rc < 0)
+		return rc;
+	ferry_working_set_add(&w, pages, n);
+	rc = store(r, &w, f);
+	ferry_working_set_fini(&w);
+	return rc;
+}
+
 int ferry_record_end(struct ferry_record *r, struct ferry_record_vm *vm, uint64_t *n_pages,
 		     struct ferry_failure *f)
 {
 	size_t n = atomic_load_explicit(&vm->n, memory_order_acquire);
-	int rc;
+	char path[PATH_MOST];
+	int fd, rc;
 
 	*n_pages = n;
 	pthread_mutex_lock(&r->lock);
-	ferry_working_set_add(&r->set, vm->pages, n);
-	rc = store(r, f);
+	fd = rc = lock(r, path, f);
+	if (fd >= 0) {
+		rc = add(r, vm->pages, n, f);
+		unlock(fd, path);
+	}
 	pthread_mutex_unlock(&r->lock);
 	return rc;
 }

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Recording a working set: the pages that VMs touch in their first ten seconds, while nothing is
- * pushed to them, so that each page is seen. What a file has already is kept: it becomes the union.
+ * pushed to them, so that each page is seen. What a file has already is kept: it becomes the union,
+ * also of what several handlers record into it. Each adds to the file as it is then, under a lock,
+ * which is a file beside it.
  */
 #ifndef FERRY_HANDLER_RECORD_H
 #define FERRY_HANDLER_RECORD_H
@@ -25,8 +27,8 @@ void ferry_record_close(struct ferry_record *r);
 /* One VM's. */
 struct ferry_record_vm;
 
-/* Errors: -ENOMEM. */
-int ferry_record_begin(struct ferry_record *r, struct ferry_record_vm **out);
+/* @bytes: of the VM's memory. @out: owned; free(). Errors: -ENOMEM. */
+int ferry_record_begin(uint64_t bytes, struct ferry_record_vm **out);
 /* Fault thread. @offset: in the snapshot. */
 void ferry_record_fault(struct ferry_record_vm *vm, uint64_t offset);
 /*

@@ -184,18 +184,22 @@ bool ferry_replay_has(const struct ferry_replay *r, uint64_t offset)
 	return page < r->set.n_pages && r->set.count[page] && !r->sampled[page];
 }
 
-bool ferry_replay_done(struct ferry_replay *r, struct ferry_replay_vm *vm)
+bool ferry_replay_done(struct ferry_replay *r, struct ferry_replay_vm *vm, bool is_whole)
 {
 	struct ferry_replay_stats *s = &r->stats;
+	uint64_t samples = s->samples;
 	bool next;
 
+	/* What is in the set shows itself in the samples only, what is not shows itself at once. */
+	if (!is_whole)
+		samples = FERRY_MIN(samples, vm->hits + vm->missed / SAMPLE_EVERY);
 	pthread_mutex_lock(&r->lock);
-	s->n_vms++;
-	s->samples_seen += s->samples;
+	s->n_vms += is_whole || samples;
+	s->samples_seen += samples;
 	s->hits += vm->hits;
 	s->late += vm->late;
 	s->missed += vm->missed;
-	r->judged_samples += s->samples;
+	r->judged_samples += samples;
 	r->judged_hits += vm->hits;
 	if (r->judged_samples >= ENOUGH_SAMPLES) {
 		s->is_first = r->judged_hits * 100 >= r->judged_samples * HELPS_PERCENT;

@@ -51,8 +51,13 @@ struct ferry_replay_vm {
 /* A VM touched a page that is missing. @offset: in the snapshot. */
 void ferry_replay_fault(const struct ferry_replay *r, struct ferry_replay_vm *vm, uint64_t offset);
 
-/* A VM is complete. Return: whether the set is to be pushed first for the next one. */
-bool ferry_replay_done(struct ferry_replay *r, struct ferry_replay_vm *vm);
+/**
+ * ferry_replay_done() - a VM has ended, or has everything
+ * @is_whole: it was seen from its start until it had everything. Another one counts for as many of
+ * the samples as it would have touched if all of its pages had been in the set: for none if it
+ * ended at once. Return: whether the set is to be pushed first for the next one.
+ */
+bool ferry_replay_done(struct ferry_replay *r, struct ferry_replay_vm *vm, bool is_whole);
 
 /* Is a page in the set, and no sample? @offset: in the snapshot. */
 bool ferry_replay_has(const struct ferry_replay *r, uint64_t offset);

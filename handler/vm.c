@@ -17,6 +17,8 @@
 #include "uffd/pager.h"
 
 #define DIAL_AGAIN_MS 100
+#define IMAGE_SOON_MS 500  /* when it is not there by then, that is told */
+#define DEATH_MS      2000 /* that a process with much memory may take */
 
 struct ferry_vm {
 	struct ferry_vm_config config; /* its descriptors are owned */
@@ -27,9 +29,11 @@ struct ferry_vm {
 	struct ferry_record_vm *recording; /* owned; NULL when there is none */
 	bool recorded;
 	struct ferry_replay_vm replay;
+	struct ferry_replay *_Atomic set; /* borrowed; NULL for none, and before it is known */
 	void *kept; /* owned mapping */
 	size_t kept_bytes;
-	_Atomic int pid;
+	bool is_new;	 /* no worker before us had it */
+	uint32_t n_late; /* regions that the VMM had not registered */
 	_Atomic enum ferry_vm_state state;
 	_Atomic uint64_t ram_bytes, since_ns, until_ns;
 	_Atomic bool ended;
@@ -74,13 +78,12 @@ static void describe(const struct ferry_vmm_message *m, struct ferry_layout *lay
 /* The memory that says which pages are known: a new one, or that of an earlier life. */
 static int map_kept(struct ferry_vm *vm, size_t bytes, struct ferry_failure *f)
 {
-	bool is_new = vm->config.known < 0;
 	struct stat st;
 	int rc;
 
-	if (is_new)
+	if (vm->is_new)
 		vm->config.known = memfd_create("pageferry-known", MFD_CLOEXEC);
-	if (vm->config.known < 0 || (is_new && ftruncate(vm->config.known, (off_t)bytes) < 0) ||
+	if (vm->config.known < 0 || (vm->is_new && ftruncate(vm->config.known, (off_t)bytes) < 0) ||
 	    fstat(vm->config.known, &st) < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the map of known pages");
 	if ((size_t)st.st_size != bytes)
@@ -92,7 +95,7 @@ static int map_kept(struct ferry_vm *vm, size_t bytes, struct ferry_failure *f)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the map of known pages");
 	}
 	vm->kept_bytes = bytes;
-	rc = is_new ? vm->config.keep(vm->config.ctx, vm->config.id, vm->config.known) : 0;
+	rc = vm->is_new ? vm->config.keep(vm->config.ctx, vm->config.id, vm->config.known) : 0;
 	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "the keeper") : 0;
 }
 
@@ -101,21 +104,47 @@ static void note_fault(void *arg, uint32_t region, uint64_t page)
 {
 	struct ferry_vm *vm = arg;
 	const struct ferry_vmm_region *r = &vm->message.regions[region];
+	const struct ferry_replay *set = atomic_load(&vm->set);
 	uint64_t offset = r->offset + page * r->page_bytes;
 
 	if (vm->recording)
 		ferry_record_fault(vm->recording, offset);
-	if (vm->config.replay)
-		ferry_replay_fault(vm->config.replay, &vm->replay, offset);
+	if (set)
+		ferry_replay_fault(set, &vm->replay, offset);
 }
 
 static bool wants_zero(void *arg, uint32_t region, uint64_t page)
 {
 	struct ferry_vm *vm = arg;
 	const struct ferry_vmm_region *r = &vm->message.regions[region];
+	const struct ferry_replay *set = atomic_load(&vm->set);
 
-	return vm->config.replay &&
-	       ferry_replay_has(vm->config.replay, r->offset + page * r->page_bytes);
+	return set && ferry_replay_has(set, r->offset + page * r->page_bytes);
+}
+
+/*
+ * The VMM registers its memory before it connects: then nothing of it was read as zeros. What it
+ * has not is registered here, and told.
+ */
+static int take_regions(struct ferry_vm *vm, const struct ferry_uffd *u, struct ferry_failure *f)
+{
+	for (uint32_t i = 0; i < vm->message.n_regions; i++) {
+		const struct ferry_vmm_region *r = &vm->message.regions[i];
+		bool is_late = r->page_bytes == FERRY_PAGE_SIZE_DEFAULT &&
+			       ferry_uffd_is_unregistered(u, r->start);
+		int rc = ferry_uffd_register(u, r->start, r->bytes);
+
+		if (rc < 0)
+			return ferry_fail_errno(
+				f, FERRY_REFUSE, rc,
+				"the VMM's message: region %u: process %d has no memory of %llu "
+				"bytes at base_host_virt_addr %#llx that its userfaultfd can serve",
+				i, (int)vm->config.pid, (unsigned long long)r->bytes,
+				(unsigned long long)r->start.v);
+		if (is_late && vm->is_new)
+			vm->n_late++;
+	}
+	return 0;
 }
 
 static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct ferry_failure *f)
@@ -136,7 +165,11 @@ static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct fe
 
 	if (rc < 0)
 		return rc;
-	atomic_store(&vm->pid, config.uffd.pid);
+	rc = take_regions(vm, &config.uffd, f);
+	if (rc < 0) {
+		ferry_uffd_close(&config.uffd);
+		return rc;
+	}
 	describe(&vm->message, &layout, regions);
 	rc = map_kept(vm, ferry_pager_kept_bytes(&layout), f);
 	if (rc < 0) {
@@ -159,21 +192,15 @@ static int open_vm(struct ferry_vm *vm, struct ferry_failure *f)
 		bytes += vm->message.regions[i].bytes;
 	atomic_store(&vm->ram_bytes, bytes);
 	/* One that was served before has begun long ago. */
-	if (vm->config.record && vm->config.known < 0 &&
-	    ferry_record_begin(vm->config.record, &vm->recording) < 0)
+	if (vm->config.records && vm->is_new && ferry_record_begin(bytes, &vm->recording) < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "recording");
-	rc = ferry_image_use(vm->config.image, &vm->message, &vm->view, f);
-	if (rc < 0)
-		return rc;
 	rc = open_target(vm, &target, f);
 	if (rc < 0)
 		return rc;
 	pthread_mutex_lock(&vm->lock);
 	vm->target = target;
 	pthread_mutex_unlock(&vm->lock);
-	rc = ferry_target_start(target, f);
-	atomic_store(&vm->since_ns, ferry_now_ns());
-	return rc;
+	return ferry_target_start(target, f);
 }
 
 /* --- filling ---------------------------------------------------------------------------------- */
@@ -196,8 +223,11 @@ static bool has_hung_up(struct ferry_vm *vm)
 /* Wait for news of the target, the VMM or the owner. Return: the state that follows. */
 static enum ferry_vm_state wait_for_news(struct ferry_vm *vm, int timeout_ms)
 {
+	/* Once the image is there, that is no news. */
+	int ready_fd = vm->view ? -1 : ferry_image_ready_fd(vm->config.image);
 	struct pollfd p[] = {{.fd = vm->config.stop_fd, .events = POLLIN},
 			     {.fd = vm->config.conn, .events = POLLIN},
+			     {.fd = ready_fd, .events = POLLIN},
 			     {.fd = ferry_target_events_fd(vm->target), .events = POLLIN}};
 
 	if (poll(p, FERRY_ARRAY_SIZE(p), timeout_ms) < 0)
@@ -206,6 +236,48 @@ static enum ferry_vm_state wait_for_news(struct ferry_vm *vm, int timeout_ms)
 		return FERRY_VM_STOPPED;
 	if (p[1].revents && has_hung_up(vm))
 		return FERRY_VM_GONE;
+	return FERRY_VM_FILLING;
+}
+
+/* Return: the state that follows; FILLING once the image is there. */
+static enum ferry_vm_state await_image(struct ferry_vm *vm)
+{
+	enum ferry_vm_state state = FERRY_VM_FILLING;
+	uint64_t since = ferry_now_ns();
+	struct ferry_failure f = {0};
+	bool told = false;
+
+	while (state == FERRY_VM_FILLING && !ferry_image_is_ready(vm->config.image)) {
+		state = wait_for_news(vm, told ? -1 : IMAGE_SOON_MS);
+		if (ferry_target_wait(vm->target, 0, -1, NULL) == FERRY_TARGET_GONE)
+			return FERRY_VM_GONE;
+		if (told || ferry_now_ns() - since < IMAGE_SOON_MS * (uint64_t)FERRY_NS_PER_MS)
+			continue;
+		ferry_fail(&f, FERRY_RETRY, -EAGAIN,
+			   "its snapshot is not there yet; until it is, the VM waits where it "
+			   "touches missing pages");
+		if (state == FERRY_VM_FILLING)
+			tell(vm, state, &f);
+		told = true;
+	}
+	return state;
+}
+
+/*
+ * Get the image, now or when it is there.
+ * Return: the state that follows, REFUSED with why in @f; FILLING once its view is used.
+ */
+static enum ferry_vm_state use_image(struct ferry_vm *vm, struct ferry_failure *f)
+{
+	enum ferry_vm_state state = await_image(vm);
+
+	if (state != FERRY_VM_FILLING)
+		return state;
+	if (ferry_image_use(vm->config.image, &vm->message, &vm->view, f) < 0)
+		return FERRY_VM_REFUSED;
+	atomic_store(&vm->set, ferry_image_sets(vm->config.image).replay);
+	atomic_store(&vm->since_ns, ferry_now_ns());
+	tell(vm, FERRY_VM_FILLING, NULL);
 	return FERRY_VM_FILLING;
 }
 
@@ -233,10 +305,11 @@ static enum ferry_vm_state connect_image(struct ferry_vm *vm)
 /* What was touched so far is the working set. */
 static void end_recording(struct ferry_vm *vm)
 {
+	struct ferry_record *record = ferry_image_sets(vm->config.image).record;
 	struct ferry_failure f = {0};
 	uint64_t n_pages;
 
-	if (!vm->recorded && ferry_record_end(vm->config.record, vm->recording, &n_pages, &f) < 0)
+	if (!vm->recorded && record && ferry_record_end(record, vm->recording, &n_pages, &f) < 0)
 		tell(vm, FERRY_VM_FILLING, &f);
 	vm->recorded = true;
 }
@@ -255,10 +328,12 @@ static int recording_ms(struct ferry_vm *vm)
 	return -1;
 }
 
-static enum ferry_vm_state fill(struct ferry_vm *vm)
+static enum ferry_vm_state fill(struct ferry_vm *vm, struct ferry_failure *why)
 {
-	enum ferry_vm_state state = connect_image(vm);
+	enum ferry_vm_state state = use_image(vm, why);
 
+	if (state == FERRY_VM_FILLING)
+		state = connect_image(vm);
 	if (state != FERRY_VM_FILLING)
 		return state;
 	if (!vm->recording)
@@ -301,6 +376,35 @@ static void end_target(struct ferry_vm *vm)
 	vm->view = NULL;
 }
 
+/* Did the working set help this VM? */
+static void judge_set(struct ferry_vm *vm, enum ferry_vm_state state)
+{
+	bool is_whole = vm->is_new && state == FERRY_VM_COMPLETE;
+
+	ferry_image_push_first(vm->config.image, ferry_replay_done(vm->set, &vm->replay, is_whole));
+}
+
+/* Did the VMM die meanwhile? Its memory goes before its connection does. */
+static bool has_died(struct ferry_vm *vm, int err)
+{
+	struct pollfd p = {.fd = vm->config.conn, .events = POLLIN};
+
+	return err == -ESRCH || (poll(&p, 1, err == -ENOMEM ? DEATH_MS : 0) > 0 && has_hung_up(vm));
+}
+
+static void tell_late(struct ferry_vm *vm)
+{
+	struct ferry_failure f = {0};
+
+	if (!vm->n_late)
+		return;
+	ferry_fail(&f, FERRY_LOST, -EINVAL,
+		   "%u of its %u regions were not registered with the userfaultfd when the VMM "
+		   "connected: what it read there before was zeros, and not the snapshot",
+		   vm->n_late, vm->message.n_regions);
+	tell(vm, FERRY_VM_FILLING, &f);
+}
+
 static void *vm_main(void *arg)
 {
 	struct ferry_vm *vm = arg;
@@ -309,17 +413,17 @@ static void *vm_main(void *arg)
 	int rc = open_vm(vm, &f);
 
 	if (rc < 0) {
-		state = rc == -ESRCH ? FERRY_VM_GONE : FERRY_VM_REFUSED;
+		state = has_died(vm, rc) ? FERRY_VM_GONE : FERRY_VM_REFUSED;
 	} else {
-		tell(vm, FERRY_VM_FILLING, NULL);
-		state = fill(vm);
+		atomic_store(&vm->state, FERRY_VM_FILLING);
+		tell_late(vm);
+		state = fill(vm, &f);
 	}
 	atomic_store(&vm->until_ns, ferry_now_ns());
-	if (vm->recording && rc >= 0)
+	if (vm->recording && state != FERRY_VM_REFUSED)
 		end_recording(vm);
-	if (vm->config.replay && state == FERRY_VM_COMPLETE)
-		ferry_image_push_first(vm->config.image,
-				       ferry_replay_done(vm->config.replay, &vm->replay));
+	if (vm->set && (state == FERRY_VM_COMPLETE || state == FERRY_VM_GONE))
+		judge_set(vm, state);
 	end_target(vm);
 	tell(vm, state, state == FERRY_VM_REFUSED ? &f : NULL);
 	atomic_store(&vm->ended, true);
@@ -354,6 +458,7 @@ int ferry_vm_start(struct ferry_vm **out, const struct ferry_vm_config *config,
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "VM");
 	}
 	vm->config = *config;
+	vm->is_new = config->known < 0;
 	pthread_mutex_init(&vm->lock, NULL);
 	vm->text = malloc(config->message_bytes);
 	if (vm->text) {
@@ -387,7 +492,7 @@ void ferry_vm_info(const struct ferry_vm *vm, struct ferry_vm_info *out)
 
 	*out = (struct ferry_vm_info){
 		.id = vm->config.id,
-		.pid = atomic_load(&vm->pid),
+		.pid = vm->config.pid,
 		.state = atomic_load(&vm->state),
 		.ram_bytes = atomic_load(&vm->ram_bytes),
 		.served_ns = since ? (until ? until : ferry_now_ns()) - since : 0,

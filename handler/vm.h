@@ -3,8 +3,12 @@
  * One VM: a target over the userfaultfd that its VMM sent, filled from the image, in a thread of
  * its own (besides those of the target), so that none waits for another.
  *
- *   parse the message, check the peer -> have the known pages kept -> register, serve -> dial the
- *   image's page server -> push -> complete (unregister, leave), or the VMM ends, or we are stopped
+ *   parse the message, check the peer -> have the known pages kept -> register, read faults and
+ *   discards -> the image is there -> dial its page server -> push -> complete (unregister, leave),
+ *   or the VMM ends, or we are stopped
+ *
+ * Until the image is there, which may take long when it comes from a page server elsewhere, the VM
+ * has what it needs no image for: it may discard memory, and what was discarded before is zero.
  *
  * What fails before pages are served leaves the VM waiting, never with zeros: nothing is
  * unregistered then.
@@ -35,12 +39,12 @@ struct ferry_vm;
 
 struct ferry_vm_config {
 	uint64_t id;
+	pid_t pid;	       /* of the VMM; 0 when it is not known */
 	int conn, uffd, known; /* given; known -1 for a VM that was never served */
 	const char *message;   /* copied */
 	uint32_t message_bytes;
 	struct ferry_image *image;   /* borrowed until _free, as the others */
-	struct ferry_record *record; /* its working set is recorded there; NULL for none */
-	struct ferry_replay *replay; /* that the image has; NULL for none */
+	bool records;		     /* its working set, into what the image has for that */
 	int stop_fd;		     /* readable: end, whatever is missing */
 	const struct ferry_log *log; /* may be NULL */
 

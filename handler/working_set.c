@@ -13,6 +13,8 @@
 #define PHASE_PAGES 256u
 #define PHASE_MAX   UINT16_MAX
 #define COUNT_MAX   UINT16_MAX
+#define FIRST_WORD  "pageferry-working-set "
+#define LAST_LINE   "end\n"
 
 int ferry_working_set_init(struct ferry_working_set *w, uint64_t bytes)
 {
@@ -125,12 +127,13 @@ int ferry_working_set_print(const struct ferry_working_set *w, char **out, size_
 		free(runs);
 		return -ENOMEM;
 	}
-	fprintf(to, "pageferry-working-set 1 %" PRIu64 " %u\n",
+	fprintf(to, "pageferry-working-set 2 %" PRIu64 " %u\n",
 		w->n_pages * FERRY_PAGE_SIZE_DEFAULT, w->n_recordings);
 	for (size_t i = 0; i < n; i++)
 		fprintf(to, "%u %" PRIu64 " %" PRIu64 " %u\n", runs[i].phase,
 			runs[i].first_page * FERRY_PAGE_SIZE_DEFAULT,
 			runs[i].n_pages * FERRY_PAGE_SIZE_DEFAULT, runs[i].count);
+	fputs(LAST_LINE, to);
 	free(runs);
 	is_whole = !ferror(to);
 	if (!fclose(to) && is_whole)
@@ -179,22 +182,35 @@ static bool parse_run(struct ferry_working_set *w, const char **at)
 	return true;
 }
 
+static size_t count_lines(const char *text, size_t len)
+{
+	size_t n = text[len - 1] != '\n';
+
+	for (size_t i = 0; i < len; i++)
+		n += text[i] == '\n';
+	return n;
+}
+
 int ferry_working_set_parse(struct ferry_working_set *w, const char *text, size_t len,
 			    struct ferry_failure *f)
 {
-	static const char head[] = "pageferry-working-set 1 ";
-	const char *at = text + sizeof(head) - 1;
-	uint64_t bytes, n;
+	const size_t head = strlen(FIRST_WORD), last = strlen(LAST_LINE);
+	const char *at = text + head, *end = text + len - last;
+	uint64_t version, bytes, n;
 
-	/* Each line ends within the text then: no number is read beyond it. */
-	if (len < sizeof(head) || memchr(text, 0, len) || text[len - 1] != '\n' ||
-	    memcmp(text, head, sizeof(head) - 1))
+	if (len <= head || memchr(text, 0, len) || memcmp(text, FIRST_WORD, head))
 		return bad(f, 1, "this is no working set");
+	/* With an end each line ends within the text: no number is read beyond it. */
+	if (memcmp(end, LAST_LINE, last) || end[-1] != '\n')
+		return bad(f, count_lines(text, len),
+			   "it has no end: the file was cut short, or an earlier version wrote it");
+	if (!take(&at, ' ', UINT64_MAX, &version) || version != 2)
+		return bad(f, 1, "it is of another version");
 	if (!take(&at, ' ', UINT64_MAX, &bytes) || !take(&at, '\n', COUNT_MAX, &n))
 		return bad(f, 1, "this is no working set");
 	if (bytes != w->n_pages * FERRY_PAGE_SIZE_DEFAULT)
 		return bad(f, 1, "it is of a snapshot of another size");
-	for (size_t line = 2; at < text + len; line++)
+	for (size_t line = 2; at < end; line++)
 		if (!parse_run(w, &at))
 			return bad(f, line, "no run of pages in the snapshot");
 	w->n_recordings = (uint32_t)FERRY_MIN(w->n_recordings + n, (uint64_t)COUNT_MAX);

@@ -4,8 +4,10 @@
  * restored before, in coarse order of time. Pure.
  *
  * The file is text, so that it can be looked at and merged by hand:
- *   pageferry-working-set 1 BYTES RECORDINGS
+ *   pageferry-working-set 2 BYTES RECORDINGS
  *   PHASE OFFSET LENGTH COUNT      (for each run; of bytes in the snapshot; whole 4 KiB pages)
+ *   end
+ * Without its end it is cut short, and not taken. Version 1 had none, so that nobody could tell.
  * Phases are in order of time, each of 256 pages at most in one recording; inside of a phase runs
  * are in order of address. COUNT: how many of the recordings had the run.
  */
@@ -58,7 +60,7 @@ int ferry_working_set_print(const struct ferry_working_set *w, char **out, size_
  * ferry_working_set_parse() - add what a file has
  * @w: of the snapshot's size
  * Errors: -EBADMSG (REFUSE) in @f, with the line: no working set, another snapshot's, runs outside
- * of it. @w is then to be given up.
+ * of it, no end. @w is then to be given up.
  */
 int ferry_working_set_parse(struct ferry_working_set *w, const char *text, size_t len,
 			    struct ferry_failure *f);

@@ -245,6 +245,7 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 
 	/* Whatever fails before we have looked: the process waits. */
 	a->recovers = o->recover;
+	a->job.may_trace = true;
 	rc = job_open(&a->job, "attach", o, f);
 
 	if (!rc)

@@ -121,7 +121,8 @@ struct handler {
 	struct ferry_handler *handler; /* owned */
 	struct ferry_handler_stats stats;
 	struct ferry_target_stats image_stats;
-	bool alone; /* without a keeper */
+	bool is_patient; /* VMs were here before the worker: no failure is worth its end */
+	bool alone;	 /* without a keeper */
 };
 
 /* --- the worker: what it tells ---------------------------------------------------------------- */
@@ -147,15 +148,24 @@ static void put_counts(json_t *o, const struct ferry_handler_stats *s)
 	json_put_count(o, "vms_refused", s->n_refused);
 }
 
+/* Return: false when there is no working set. */
+static bool get_replay(const struct handler *h, struct ferry_replay_stats *s)
+{
+	struct ferry_replay *r = ferry_image_sets(h->image).replay;
+
+	if (r)
+		ferry_replay_stats(r, s);
+	return r;
+}
+
 /* What the working set is good for. */
 static void put_replay(json_t *o, const struct handler *h)
 {
 	struct ferry_replay_stats s;
 	json_t *replay;
 
-	if (!h->replay)
+	if (!get_replay(h, &s))
 		return;
-	ferry_replay_stats(h->replay, &s);
 	replay = json_object();
 	json_put_count(replay, "pages", s.pages);
 	json_put_count(replay, "vms", s.n_vms);
@@ -251,12 +261,15 @@ static void tell(struct handler *h, const struct ferry_handler_event *e)
 static void look(struct handler *h)
 {
 	uint64_t before = h->stats.target.faults + h->stats.target.wire_bytes + h->stats.n_vms;
+	struct ferry_replay_stats replay;
 
 	ferry_handler_stats(h->handler, &h->stats);
 	ferry_image_stats(h->image, &h->image_stats);
 	h->stats.target.link_up = h->image_stats.link_up;
 	if (h->stats.target.faults + h->stats.target.wire_bytes + h->stats.n_vms != before)
 		report_target(&h->job.report, &h->stats.target);
+	if (get_replay(h, &replay))
+		report_replay(&h->job.report, &replay);
 }
 
 /* What the session of --from does. */
@@ -282,6 +295,7 @@ static int finish(struct handler *h, const struct ferry_failure *f, int status)
 {
 	uint64_t total_ns = ferry_now_ns() - h->job.report.start_ns;
 	json_t *o = json_object();
+	struct ferry_replay_stats replay;
 	char text[SUMMARY_MAX];
 
 	look(h);
@@ -292,6 +306,8 @@ static int finish(struct handler *h, const struct ferry_failure *f, int status)
 	put_replay(o, h);
 	json_put(o, "total_ms", json_ms(total_ns));
 	summary_target(&h->stats.target, h->stats.ram_bytes, total_ns, 0, text, sizeof(text));
+	if (get_replay(h, &replay))
+		summary_replay(&replay, text, sizeof(text));
 	if (status == EXIT_DONE)
 		return report_completed(&h->job.report, o, text);
 	return report_failed(&h->job.report, f, status, o, text);
@@ -346,11 +362,9 @@ static int serve(struct handler *h)
 
 /* --- the worker: start ------------------------------------------------------------------------ */
 
-/* Working sets, once it is known how large the snapshot is. */
-static int open_sets(struct handler *h, struct ferry_failure *f)
+static int open_set(struct handler *h, uint64_t bytes, struct ferry_failure *f)
 {
 	const struct options *o = h->setup->o;
-	uint64_t bytes = ferry_image_bytes(h->image);
 	_cleanup_free_ char *text = NULL;
 	size_t len;
 	int rc;
@@ -360,12 +374,31 @@ static int open_sets(struct handler *h, struct ferry_failure *f)
 	if (!o->replay)
 		return 0;
 	rc = ferry_record_read(o->replay, &text, &len, f);
-	if (!rc)
+	if (!rc) {
 		rc = ferry_replay_open(&h->replay, bytes, text, len, f);
+		if (rc < 0)
+			ferry_fail_prefix(f, "%s", o->replay);
+	}
 	if (rc < 0)
 		ferry_fail_prefix(f, "--replay");
-	else
-		ferry_image_replay(h->image, h->replay);
+	return rc;
+}
+
+/* Working sets, once it is known how large the snapshot is. From the image. */
+static int open_sets(void *ctx, uint64_t bytes, struct ferry_image_sets *sets,
+		     struct ferry_failure *f)
+{
+	struct handler *h = ctx;
+	int rc = open_set(h, bytes, f);
+
+	/* VMs that are here are worth more than their working set. */
+	if (rc < 0 && h->is_patient) {
+		ferry_error(&h->job.report.log, "%s; going on without", f->text);
+		report_count_error(&h->job.report);
+		*f = (struct ferry_failure){0};
+		rc = 0;
+	}
+	*sets = (struct ferry_image_sets){.record = h->record, .replay = h->replay};
 	return rc;
 }
 
@@ -377,9 +410,14 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 					   .stop_fd = -1,
 					   .max_vms = h->setup->max_vms,
 					   .max_bytes_per_second = o->max_rate,
+					   .is_patient = begin->is_awaited,
+					   .sized = open_sets,
+					   .ctx = h,
 					   .log = &h->job.report.log};
-	struct ferry_handler_config handler = {
-		.max_vms = h->setup->max_vms, .start = begin, .log = &h->job.report.log};
+	struct ferry_handler_config handler = {.records = o->record,
+					       .max_vms = h->setup->max_vms,
+					       .start = begin,
+					       .log = &h->job.report.log};
 	unsigned int needs = ISOLATION_PTRACE | ISOLATION_PROC;
 	int rc = job_open(&h->job, "handler", o, f);
 
@@ -400,12 +438,7 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 	rc = ferry_image_open(&h->image, &image, f);
 	if (rc < 0)
 		return rc;
-	rc = open_sets(h, f);
-	if (rc < 0)
-		return rc;
 	handler.image = h->image;
-	handler.record = h->record;
-	handler.replay = h->replay;
 	rc = ferry_handler_new(&h->handler, &handler, f);
 	if (rc < 0)
 		return rc;
@@ -430,7 +463,7 @@ static void tell_restart(struct handler *h, const struct ferry_worker_start *beg
 
 static int work(void *setup, const struct ferry_worker_start *begin)
 {
-	struct handler h = {.setup = setup};
+	struct handler h = {.setup = setup, .is_patient = begin->is_awaited};
 	struct ferry_failure f = {0};
 	int status;
 
@@ -511,6 +544,26 @@ static int listen_for(struct setup *s, uid_t uid, struct ferry_failure *f)
 	return TAKE_FD(fd);
 }
 
+/* A VM would find out what is wrong with it when it is too late. */
+static int open_file(struct setup *s, struct ferry_failure *f)
+{
+	struct stat st;
+
+	s->file_fd = open(s->o->file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (s->file_fd < 0 || fstat(s->file_fd, &st) < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "cannot open %.300s", s->o->file);
+	if (!S_ISREG(st.st_mode))
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "%.300s is %s; give the snapshot's memory file with --file",
+				  s->o->file,
+				  S_ISDIR(st.st_mode) ? "a folder" : "no ordinary file");
+	if (!st.st_size)
+		return ferry_fail(f, FERRY_REFUSE, -EINVAL,
+				  "%.300s is empty; give the snapshot's memory file with --file",
+				  s->o->file);
+	return 0;
+}
+
 /* Each VM takes some descriptors in the worker, and a few in the keeper. */
 static void raise_fds(uint32_t max_vms)
 {
@@ -536,9 +589,9 @@ static int keep(struct setup *s, struct ferry_failure *f)
 	if (rc < 0)
 		return rc;
 	if (s->o->file)
-		s->file_fd = open(s->o->file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	if (s->o->file && s->file_fd < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "cannot open %.300s", s->o->file);
+		rc = open_file(s, f);
+	if (rc < 0)
+		return rc;
 	raise_fds(s->max_vms);
 	config.listen_fd = listen_for(s, config.uid, f);
 	if (config.listen_fd < 0)

@@ -128,7 +128,10 @@ static int find_address(const struct options *o, struct ferry_addr *out, struct 
 static int start(struct receive *r, const struct options *o, struct ferry_failure *f)
 {
 	struct ferry_addr wanted;
-	int rc = job_open(&r->job, "receive", o, f);
+	int rc;
+
+	r->job.may_trace = true;
+	rc = job_open(&r->job, "receive", o, f);
 
 	if (!rc)
 		rc = job_secure(&r->job, o, true, f);

@@ -9,6 +9,7 @@
 #include "tools/ask.h"
 #include "tools/bar.h"
 #include "tools/command.h"
+#include "tools/job.h"
 #include "tools/json.h"
 
 static const struct option_def status_options[] = {
@@ -28,6 +29,29 @@ static const char *text_of(const json_t *o, const char *key)
 	return text ? text : "-";
 }
 
+static uint64_t count_of(const json_t *o, const char *key)
+{
+	return (uint64_t)json_integer_value(json_object_get(o, key));
+}
+
+/* What a handler's working set is good for. @o: NULL for none */
+static void print_replay(const json_t *o)
+{
+	struct ferry_replay_stats s = {
+		.pages = count_of(o, "pages"),
+		.n_vms = count_of(o, "vms"),
+		.samples_seen = count_of(o, "samples"),
+		.hits = count_of(o, "hits"),
+		.is_first = json_is_true(json_object_get(o, "pushed_first")),
+	};
+	char line[SUMMARY_MAX] = "";
+
+	if (!o)
+		return;
+	summary_replay(&s, line, sizeof(line));
+	printf("  %s", line);
+}
+
 static void print_row(const json_t *o)
 {
 	char rate[FIGURE_MAX], p99[FIGURE_MAX];
@@ -40,6 +64,7 @@ static void print_row(const json_t *o)
 	       json_number_value(json_object_get(o, "percent")), rate,
 	       (long long)json_integer_value(json_object_get(o, "faults")), us > 0 ? p99 : "-",
 	       text_of(o, "link"), text_of(o, "address"));
+	print_replay(json_object_get(o, "replay"));
 }
 
 static void print_head(void)

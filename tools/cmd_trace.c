@@ -146,7 +146,8 @@ static int find(const struct options *o, struct found *found, struct ferry_failu
 	if (!found->n)
 		return ferry_fail(f, FERRY_REFUSE, -ENOENT,
 				  "no running command of this user keeps records of faults; start "
-				  "'attach' or 'receive', or name its socket with --control");
+				  "'attach' or 'receive', or name its socket with --control. What "
+				  "others do is shown by 'pageferry trace live'");
 	if (found->n > 1)
 		return ferry_fail(f, FERRY_REFUSE, -ENOTUNIQ,
 				  "several commands keep records of faults; add --control with %s",

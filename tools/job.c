@@ -27,7 +27,15 @@ static json_t *answer_trace(void *ctx, const json_t *request)
 
 	(void)request;
 	if (atomic_load(&j->trace_fd) < 0) {
-		json_put(o, "error", json_text("this command keeps no records of faults, or not yet"));
+		char text[160];
+
+		snprintf(text, sizeof(text),
+			 j->may_trace
+				 ? "this %s keeps no records of faults (--no-trace), or not yet"
+				 : "'%s' keeps no records of faults; 'pageferry trace live' "
+				   "shows what it does",
+			 j->report.command);
+		json_put(o, "error", json_text(text));
 		return o;
 	}
 	json_put(o, "command", json_text(j->report.command));
@@ -230,6 +238,24 @@ void summary_target(const struct ferry_target_stats *s, uint64_t ram_bytes, uint
 	}
 	snprintf(line, sizeof(line), "; %" PRIu64 " wrong, %" PRIu64 " can't be told\n",
 		 s->verified.wrong, s->verified.unknown);
+	append(out, size, line);
+}
+
+void summary_replay(const struct ferry_replay_stats *s, char *out, size_t size)
+{
+	char line[200];
+
+	if (s->samples_seen)
+		snprintf(line, sizeof(line),
+			 "working set: %" PRIu64 " %% of %" PRIu64
+			 " samples were wanted, by %" PRIu64 " VM%s; %s\n",
+			 s->hits * 100 / s->samples_seen, s->samples_seen, s->n_vms,
+			 s->n_vms == 1 ? "" : "s",
+			 s->is_first ? "it is pushed first" : "it is not pushed first any more");
+	else
+		snprintf(line, sizeof(line),
+			 "working set: %" PRIu64 " pages; no VM has said yet what it is good for\n",
+			 s->pages);
 	append(out, size, line);
 }
 

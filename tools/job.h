@@ -16,6 +16,7 @@ struct job {
 	/* Set by the command before job_open(), or NULL: what else it answers; with its context. */
 	const struct control_request *more_requests;
 	void *more_ctx;
+	bool may_trace; /* set as these: it calls job_trace(), unless the user says no */
 	struct control_request requests[JOB_REQUESTS_MAX];
 	struct report report;
 	struct control *control; /* owned; NULL when it couldn't be had */
@@ -62,5 +63,8 @@ void summary_target(const struct ferry_target_stats *s, uint64_t ram_bytes, uint
 		    uint64_t downtime_ns, char *out, size_t size);
 void summary_server(const struct ferry_server_stats *s, uint64_t ram_bytes, uint64_t total_ns,
 		    uint64_t downtime_ns, char *out, size_t size);
+
+/* A line about a working set, behind what is in @out. */
+void summary_replay(const struct ferry_replay_stats *s, char *out, size_t size);
 
 #endif

@@ -135,6 +135,26 @@ static void server(struct text *t, const struct ferry_server_stats *s)
 		"Times a session went on after a lost connection.", s->resumes);
 }
 
+static void replay(struct text *t, const struct ferry_replay_stats *s)
+{
+	gauge(t, "pageferry_working_set_pages", "Pages of the working set.", (double)s->pages);
+	counter(t, "pageferry_working_set_vms_total", "VMs that say what it is good for.",
+		s->n_vms);
+	counter(t, "pageferry_working_set_samples_total",
+		"Pages of it that were pushed last, to see whether they are wanted.",
+		s->samples_seen);
+	counter(t, "pageferry_working_set_hits_total", "Samples that VMs touched before they came.",
+		s->hits);
+	gauge(t, "pageferry_working_set_hit_ratio", "Share of the samples, from 0 to 1.",
+	      s->samples_seen ? (double)s->hits / (double)s->samples_seen : 0);
+	counter(t, "pageferry_working_set_late_pages_total",
+		"Other pages of it that VMs touched before they came.", s->late);
+	counter(t, "pageferry_working_set_missed_pages_total",
+		"Pages that VMs waited for and that it has not.", s->missed);
+	gauge(t, "pageferry_working_set_pushed_first", "1 while it is pushed before all else.",
+	      s->is_first);
+}
+
 size_t metrics_render(const struct report_snapshot *s, bool openmetrics, char *out, size_t size)
 {
 	struct text t = {.out = out, .size = size, .openmetrics = openmetrics};
@@ -146,6 +166,8 @@ size_t metrics_render(const struct report_snapshot *s, bool openmetrics, char *o
 		target(&t, &s->target);
 	if (s->has_server)
 		server(&t, &s->server);
+	if (s->has_replay)
+		replay(&t, &s->replay);
 	counter(&t, "pageferry_link_losses_total", "Times the connections were lost.",
 		s->n_links_lost);
 	counter(&t, "pageferry_errors_total",

@@ -316,6 +316,14 @@ void report_server(struct report *r, const struct ferry_server_stats *s)
 	pthread_mutex_unlock(&r->lock);
 }
 
+void report_replay(struct report *r, const struct ferry_replay_stats *s)
+{
+	pthread_mutex_lock(&r->lock);
+	r->has_replay = true;
+	r->replay = *s;
+	pthread_mutex_unlock(&r->lock);
+}
+
 void report_link_lost(struct report *r, const char *why)
 {
 	pthread_mutex_lock(&r->lock);
@@ -394,6 +402,8 @@ void report_snapshot(struct report *r, struct report_snapshot *out)
 		.has_server = r->has_server,
 		.target = r->target,
 		.server = r->server,
+		.has_replay = r->has_replay,
+		.replay = r->replay,
 		.n_links_lost = r->n_links_lost,
 		.n_errors = r->n_errors,
 	};

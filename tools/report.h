@@ -15,6 +15,7 @@
 #include "base/addr.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "handler/replay.h"
 #include "pageserver/server.h"
 #include "tools/bar.h"
 #include "tools/options.h"
@@ -48,15 +49,18 @@ struct report {
 	bool has_target, has_server;
 	struct ferry_target_stats target;
 	struct ferry_server_stats server;
+	bool has_replay;
+	struct ferry_replay_stats replay;
 	uint64_t n_links_lost, n_errors;
 };
 
 /* What is known of a running command at one moment. */
 struct report_snapshot {
 	const char *command, *stage; /* valid as long as the report */
-	bool has_target, has_server;
+	bool has_target, has_server, has_replay;
 	struct ferry_target_stats target;
 	struct ferry_server_stats server;
+	struct ferry_replay_stats replay;
 	uint64_t n_links_lost; /* outages so far */
 	uint64_t n_errors;     /* sessions that failed, and the command's own failure */
 };
@@ -82,6 +86,9 @@ void report_trace(struct report *r, struct ferry_trace *trace);
 /* New counters: progress at its pace, and lost and resumed links as the counters tell them. */
 void report_target(struct report *r, const struct ferry_target_stats *s);
 void report_server(struct report *r, const struct ferry_server_stats *s);
+
+/* What a handler's working set is good for. */
+void report_replay(struct report *r, const struct ferry_replay_stats *s);
 
 /* A lost link, once until it is resumed. */
 void report_link_lost(struct report *r, const char *why);

@@ -189,6 +189,13 @@ int ferry_uffd_unregister(const struct ferry_uffd *u, struct ferry_hva start, ui
 	return ioctl(u->fd, UFFDIO_UNREGISTER, &range) < 0 ? error_or_gone(u, -errno) : 0;
 }
 
+bool ferry_uffd_is_unregistered(const struct ferry_uffd *u, struct ferry_hva at)
+{
+	struct uffdio_continue c = {.range = {.start = at.v, .len = FERRY_PAGE_SIZE_DEFAULT}};
+
+	return ioctl(u->fd, UFFDIO_CONTINUE, &c) < 0 && errno == ENOENT;
+}
+
 bool ferry_uffd_is_changing(const struct ferry_uffd *u, struct ferry_hva at)
 {
 	struct uffdio_zeropage z = {.range = {.start = at.v, .len = FERRY_PAGE_SIZE_DEFAULT}};

@@ -121,6 +121,14 @@ int ferry_uffd_unregister(const struct ferry_uffd *u, struct ferry_hva start, ui
 int ferry_uffd_wake(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
 
 /*
+ * Has no userfaultfd the page @at of private anonymous memory? Unknown counts as no. The question
+ * changes nothing.
+ * Source: mm/userfaultfd.c, mfill_atomic(): CONTINUE, which such memory can't have, looks at the
+ * registration first; docs/probes/continue-tells-registered.c
+ */
+bool ferry_uffd_is_unregistered(const struct ferry_uffd *u, struct ferry_hva at);
+
+/*
  * Does a thread of the process wait for one of its events to be read? @at: a page in an
  * unregistered range, which the question leaves alone.
  * Source: fs/userfaultfd.c, userfaultfd_zeropage(): mmap_changing comes before the range is looked

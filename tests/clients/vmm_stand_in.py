@@ -10,6 +10,8 @@ page=2097152        guest memory in huge pages
 old=1               only the older key page_size_kib, as before Firecracker 1.12
 keys=many           unknown keys, and another order
 fds=3               more descriptors than the userfaultfd
+unregistered=1      no memory is registered
+wrong=1             an address where nothing is
 late=1              the message comes in two parts, the descriptor with the second
 """
 import ctypes
@@ -77,20 +79,22 @@ class Vmm:
         self.zero_page = ctypes.create_string_buffer(self.page)
         self.zeroes = ctypes.addressof(self.zero_page)
         self.random = random.Random(int(options.get("seed", 1)))
-        self.open_uffd()
+        self.open_uffd(options)
         self.connect(path, options)
 
-    def open_uffd(self):
+    def open_uffd(self, options):
         fd = check(libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK), "userfaultfd")
         ioctl(fd, UFFDIO_API, struct.pack("QQQ", UFFD_API, UFFD_FEATURE_EVENT_REMOVE, 0))
-        for r in self.regions:
+        for r in [] if options.get("unregistered") else self.regions:
             ioctl(fd, UFFDIO_REGISTER, struct.pack("QQQQ", r.base, r.size, UFFDIO_REGISTER_MODE_MISSING, 0))
         self.uffd = fd
 
     def describe(self, r, options):
         o = {"base_host_virt_addr": r.base, "size": r.size, "offset": r.offset}
+        if options.get("wrong"):
+            o["base_host_virt_addr"] = 1 << 16
         if options.get("keys") == "many":
-            o = {"gpa_start": 1, "is_guest_memfd": False, "x": {"y": [1.5, None]}, **dict(reversed(o.items()))}
+            o = {"gpa_start": (1 << 64) - 1, "is_guest_memfd": False, "x": {"y": [1.5, None], "z": "\0"}, **dict(reversed(o.items()))}
         if not options.get("old"):
             o["page_size"] = r.page
         o["page_size_kib"] = r.page
@@ -167,6 +171,12 @@ class Vmm:
         for r in self.regions:
             self.discard(r, 0, r.size // self.page * percent // 100)
         return {}
+
+    def zeros(self, percent):
+        """Reads so much of what was discarded."""
+        pages = [(r, i) for r in self.regions for i in range(r.size // self.page * percent // 100)]
+        assert all((r.offset, i) in self.discarded for r, i in pages)
+        return {"bad": sum(not self.is_good(r, i) for r, i in pages)}
 
     def dirty(self):
         """Writes to a page of each region, and reads it again."""

@@ -407,7 +407,7 @@ static int record(const char *path, uint64_t first, unsigned int n, struct ferry
 
 	if (rc < 0)
 		return is_told(rc, f) ? rc : -EILSEQ;
-	rc = WITH_FAULTS(ferry_record_begin(r, &vm));
+	rc = WITH_FAULTS(ferry_record_begin(BYTES, &vm));
 	if (rc < 0)
 		ferry_fail_errno(f, FERRY_REFUSE, rc, "begin");
 	for (unsigned int i = 0; !rc && i < n; i++)

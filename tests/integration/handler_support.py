@@ -33,11 +33,12 @@ def snapshot(folder, n_bytes, seed=1, name="snapshot.mem"):
 class Handler(Run):
     """pageferry handler --json, once it listens."""
 
-    def __init__(self, folder, *args, name="vmm.sock"):
+    def __init__(self, folder, *args, name="vmm.sock", listens=True):
         self.socket = os.path.join(folder, name)
         self.control = self.socket + ".control"
         super().__init__("handler", "--json", "--socket", self.socket, "--control", self.control, *args)
-        assert self.event("listening")["address"] == "unix:" + self.socket
+        if listens:
+            assert self.event("listening")["address"] == "unix:" + self.socket
 
     def events(self, *names):
         """Reads JSON lines up to where all of these events have come, in whatever order. Returns them by name."""
@@ -50,7 +51,6 @@ class Handler(Run):
                 missing.remove(o["event"])
                 out.setdefault(o["event"], []).append(o)
         return out
-
 
     def status(self):
         with Run("status", "--json", "--control", self.control) as s:
@@ -67,6 +67,19 @@ class Handler(Run):
         pid = self.status()["pid"]
         assert pid != self.pid
         return pid
+
+
+class HandedOver(Run):
+    """pageferry handler --json, on a socket that listens already, as systemd's do."""
+
+    def __init__(self, listener, path, *args):
+        def hand_over():
+            os.dup2(listener.fileno(), 3)
+            os.set_inheritable(3, True)
+            os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+
+        self.socket = path
+        super().__init__("handler", "--json", "--socket", path, *args, close_fds=False, before=hand_over)
 
 
 class Vmm:

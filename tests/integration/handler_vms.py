@@ -6,10 +6,9 @@ import os
 import socket
 import sys
 from contextlib import ExitStack
-from subprocess import PIPE, Popen
 
-from cli_support import Run, main, need_root
-from handler_support import MIB, Handler, Vmm, snapshot
+from cli_support import Run, main, need_root, run
+from handler_support import MIB, HandedOver, Handler, Vmm, snapshot, vmm_stand_in
 
 SLOW = "8M"  # of the push: some seconds for what is restored here
 
@@ -67,17 +66,47 @@ def what_is_no_vm_is_turned_away(folder):
         assert "complete" in h.event("turned-away")["error"]
         for text in (b"[]", b"[1]", b'["]"]', json.dumps([region]).encode()):
             s = send(text, fds)
-            assert h.event("vm-refused")["error"], text
+            said = h.event("vm-refused")
+            assert said["error"] and said["vmm_pid"] == os.getpid(), (text, said)
             s.close()
+        # Where the message says is no memory.
+        with Vmm(h, path, MIB, wrong=1) as vm:
+            vm.connected()
+            said = h.event("vm-refused")
+            assert said["vmm_pid"] == vm.pid
+            assert "base_host_virt_addr 0x10000" in said["error"] and "region 0" in said["error"], said
         # One that asks for more than the snapshot has.
         with Vmm(h, path, 8 * MIB) as vm:
             vm.connected()
-            assert "snapshot" in h.event("vm-refused")["error"]
+            said = h.event("vm-refused")
+            assert said["vmm_pid"] == vm.pid and "snapshot" in said["error"], said
             vm.send("touch", 1)
             assert vm.is_silent(0.3), "a VM that is not served was given something"
         with Vmm(h, path, 4 * MIB) as vm:
             vm.connected().good("verify")
             h.event("vm-complete")
+        assert h.stop()[0] == 0
+
+
+def file_must_be_one(folder):
+    empty = os.path.join(folder, "empty.mem")
+    with open(empty, "wb"):
+        pass
+    for path, why in ((folder, "a folder"), ("/dev/null", "no ordinary file"), (empty, "is empty")):
+        name = os.path.join(folder, "none.sock")
+        code, _, err = run("handler", "--socket", name, "--file", path)
+        assert code == 1 and why in err and path in err and len(err.splitlines()) == 1, (code, err)
+        assert not os.path.exists(name)
+
+
+def there_is_nothing_to_record_but_to_watch(folder):
+    need_root()
+    path = snapshot(folder, 4 * MIB)
+    with Handler(folder, "--file", path) as h:
+        code, _, err = run("trace", "record", "-o", os.path.join(folder, "no.pft"), "--control", h.control)
+        assert code == 1 and "'handler' keeps no records" in err and "trace live" in err, err
+        with Run("trace", "live", "--json", "--control", h.control) as live:
+            assert json.loads(live.read_line())["watched"] == "handler"
         assert h.stop()[0] == 0
 
 
@@ -115,6 +144,38 @@ def vmms_that_die_make_room(folder):
                 h_vms.pop(second)
                 assert h_vms.pop(third).good("touch", 20)
             h.events("vm-gone", "vm-gone")
+        assert h.stop()[0] == 0
+
+
+def vmms_that_die_at_once_are_gone(folder):
+    """Not refused: their memory has gone, their connection is open still."""
+    need_root()
+    path = snapshot(folder, 4 * MIB)
+    with Handler(folder, "--file", path) as h:
+        for _ in range(6):
+            pid = os.fork()
+            if not pid:
+                ballast = b"x" * (256 * MIB)  # takes some time to go
+                vmm_stand_in.Vmm(h.socket, path, [4 * MIB], {})
+                os._exit(len(ballast) & 1)
+            os.waitpid(pid, 0)
+            while (said := json.loads(h.read_line()))["event"] != "vm-gone":
+                assert said["event"] != "vm-refused", said
+            assert said["vmm_pid"] == pid
+        assert h.stop()[0] == 0
+
+
+def memory_that_was_not_registered_is_told(folder):
+    need_root()
+    path = snapshot(folder, 4 * MIB)
+    with Handler(folder, "--file", path) as h:
+        with Vmm(h, path, 2 * MIB, 2 * MIB, unregistered=1) as vm:
+            said = h.event("vm-trouble", vmm_pid=vm.pid)
+            assert "2 of its 2 regions were not registered" in said["error"], said
+            h.event("vm-complete")
+        with Vmm(h, path, 2 * MIB, 2 * MIB) as vm:
+            while (said := json.loads(h.read_line()))["event"] != "vm-complete":
+                assert said["event"] != "vm-trouble", said
         assert h.stop()[0] == 0
 
 
@@ -166,18 +227,10 @@ def socket_may_be_handed_over(folder):
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(name)
         s.listen()
-
-        def hand_over():
-            os.dup2(s.fileno(), 3)
-            os.set_inheritable(3, True)
-
-        # The shell's process becomes the program's.
-        shell = 'exec env LISTEN_PID=$$ LISTEN_FDS=1 "$0" handler --json --socket "$1" --file "$2"'
-        with Popen(["sh", "-c", shell, Run.program, name, path], close_fds=False, preexec_fn=hand_over, stdout=PIPE) as h:
+        with HandedOver(s, name, "--file", path) as h:
             with Vmm(name, path, 4 * MIB) as vm:
                 vm.connected().good("verify")
-            h.terminate()
-            assert h.wait(60) in (0, 3)
+            assert h.stop()[0] in (0, 3)
     assert os.path.exists(name), "the socket is systemd's"
 
 
@@ -200,8 +253,12 @@ if __name__ == "__main__":
                 vm_is_restored_and_left,
                 messages_of_all_versions_are_understood,
                 what_is_no_vm_is_turned_away,
+                file_must_be_one,
+                there_is_nothing_to_record_but_to_watch,
                 discarded_pages_are_zero,
                 vmms_that_die_make_room,
+                vmms_that_die_at_once_are_gone,
+                memory_that_was_not_registered_is_told,
                 many_at_once,
                 killed_worker_is_replaced,
                 socket_may_be_handed_over,

@@ -65,6 +65,38 @@ Test(handler_message, unknown_keys_are_ignored)
 		     0);
 }
 
+Test(handler_message, unknown_keys_may_hold_anything)
+{
+	static const char *const any[] = {
+		"18446744073709551615",
+		"9223372036854775808",
+		"-170141183460469231731687303715884105728",
+		"1e400",
+		"-1.5E-9999",
+		"null",
+		"\"\\u0000\"",
+		"\"\\ud800\"",
+		"\"\\\"]}\"",
+		"\"\xff\xfe\"",
+		"{\"size\":1,\"size\":[{}],\"x\":1e999}",
+		"[[],[[\"offset\"]],{\"offset\":-1}]",
+		"{}",
+	};
+
+	for (size_t i = 0; i < FERRY_ARRAY_SIZE(any); i++) {
+		struct ferry_vmm_message m;
+		char text[400];
+
+		snprintf(text, sizeof(text),
+			 " \r\n\t[ {\"x\" : %s, \"offset\":0,\"size\":4096,\"y\":%s,"
+			 "\"base_host_virt_addr\":9223372036854767616,\"x\":%s} ]\n",
+			 any[i], any[i], any[i]);
+		cr_expect_eq(parse(text, &m), 0, "%s", text);
+		cr_expect_eq(m.regions[0].start.v, 9223372036854767616u);
+		cr_expect_eq(ferry_vmm_message_end(text, strlen(text)), strlen(text) - 1);
+	}
+}
+
 Test(handler_message, nonsense_is_refused)
 {
 	static const char *const bad[] = {
@@ -93,6 +125,25 @@ Test(handler_message, nonsense_is_refused)
 		/* they overlap */
 		"[{\"offset\":0,\"size\":8192,\"base_host_virt_addr\":4096},"
 		"{\"offset\":8192,\"size\":4096,\"base_host_virt_addr\":8192}]",
+		"[{\"offset\":0,\"size\":4096,\"base_host_virt_addr\":9223372036854775808}]",
+		"[{\"offset\":00,\"size\":4096,\"base_host_virt_addr\":4096}]",
+		"[{\"offset\":0,\"size\":4096,\"base_host_virt_addr\":4096,\"page_size\":null}]",
+		/* no JSON */
+		"[",
+		"[{",
+		"[{\"offset\"",
+		"[{\"offset\":",
+		"[{\"offset\":0",
+		"[{\"x\":",
+		"[{\"x\":[",
+		"[{\"x\":\"",
+		"[{\"x\":\"\\",
+		"[{\"x\":}]",
+		"[{\"offset\":0,\"size\":4096,\"base_host_virt_addr\":4096,}]",
+		"[{\"offset\":0 \"size\":4096,\"base_host_virt_addr\":4096}]",
+		"[{\"offset\":0,\"size\":4096,\"base_host_virt_addr\":4096},]",
+		"[{\"offset\":0,\"size\":4096,\"base_host_virt_addr\":4096}",
+		"[{\"x\":1 2,\"offset\":0,\"size\":4096,\"base_host_virt_addr\":4096}]",
 		/* something behind it; a key twice */
 		"[{\"offset\":0,\"size\":4096,\"base_host_virt_addr\":4096}]x",
 		"[{\"offset\":0,\"offset\":0,\"size\":4096,\"base_host_virt_addr\":4096}]",
@@ -130,5 +181,8 @@ Test(handler_message, its_end_is_found_in_a_stream)
 		cr_assert_eq(ferry_vmm_message_end(text, n), 0, "%zu", n);
 	cr_assert_eq(ferry_vmm_message_end(text, sizeof(text) - 1), sizeof(text) - 1);
 	cr_assert_eq(ferry_vmm_message_end("[]xx", 4), 2);
+	cr_assert_eq(ferry_vmm_message_end(" \n[]", 4), 4);
+	cr_assert_eq(ferry_vmm_message_end(" \n\t", 3), 0);
+	cr_assert_eq(ferry_vmm_message_end(" {", 2), -EBADMSG);
 	cr_assert_eq(ferry_vmm_message_end("{}", 2), -EBADMSG);
 }

@@ -92,19 +92,25 @@ Test(handler_working_set, other_files_are_refused)
 	static const char *const bad[] = {
 		"",
 		"\n",
-		"pageferry-working-set 1 ",
-		"pageferry-working-set 2 8388608 1\n",
-		"pageferry-working-set 1 8388608 1",
-		"pageferry-working-set 1 4096 1\n",
-		"pageferry-working-set 1 8388608 1\n0 0 4096\n",
-		"pageferry-working-set 1 8388608 1\n0 8388608 4096 1\n",
-		"pageferry-working-set 1 8388608 1\n0 8384512 8192 1\n",
-		"pageferry-working-set 1 8388608 1\n0 1 4096 1\n",
-		"pageferry-working-set 1 8388608 1\n0 0 0 1\n",
-		"pageferry-working-set 1 8388608 1\n65536 0 4096 1\n",
-		"pageferry-working-set 1 8388608 1\n0 0 4096 0\n",
-		"pageferry-working-set 1 8388608 1\n0 99999999999999999999999 4096 1\n",
-		"pageferry-working-set 1 8388608 1\n-1 0 4096 1\n",
+		"end\n",
+		"pageferry-working-set 2 ",
+		"pageferry-working-set end\n",
+		"pageferry-working-set 1 8388608 1\nend\n",
+		"pageferry-working-set 3 8388608 1\nend\n",
+		"pageferry-working-set 2 8388608 1end\n",
+		"pageferry-working-set 2 4096 1\nend\n",
+		"pageferry-working-set 2 8388608 1\n0 0 4096\nend\n",
+		"pageferry-working-set 2 8388608 1\n0 8388608 4096 1\nend\n",
+		"pageferry-working-set 2 8388608 1\n0 8384512 8192 1\nend\n",
+		"pageferry-working-set 2 8388608 1\n0 1 4096 1\nend\n",
+		"pageferry-working-set 2 8388608 1\n0 0 0 1\nend\n",
+		"pageferry-working-set 2 8388608 1\n65536 0 4096 1\nend\n",
+		"pageferry-working-set 2 8388608 1\n0 0 4096 0\nend\n",
+		"pageferry-working-set 2 8388608 1\n0 99999999999999999999999 4096 1\nend\n",
+		"pageferry-working-set 2 8388608 1\n-1 0 4096 1\nend\n",
+		/* behind its end */
+		"pageferry-working-set 2 8388608 1\nend\n0 0 4096 1\nend\n",
+		"pageferry-working-set 2 8388608 1\n0 0 4096 1\nend\n\n",
 	};
 
 	for (size_t i = 0; i < FERRY_ARRAY_SIZE(bad); i++) {
@@ -113,4 +119,24 @@ Test(handler_working_set, other_files_are_refused)
 		cr_expect_eq(parse(&w, bad[i]), -EBADMSG, "%s", bad[i]);
 		ferry_working_set_fini(&w);
 	}
+}
+
+Test(handler_working_set, cut_short_anywhere_it_is_refused)
+{
+	static const char text[] = "pageferry-working-set 2 8388608 1\n"
+				   "0 0 4096 1\n"
+				   "0 16384 8192 1\n"
+				   "end\n";
+	struct ferry_failure f = {0};
+
+	for (size_t n = 0; n < sizeof(text); n++) {
+		struct ferry_working_set w = new_set();
+
+		cr_expect_eq(ferry_working_set_parse(&w, text, n, &f),
+			     n == sizeof(text) - 1 ? 0 : -EBADMSG, "%zu", n);
+		if (n == sizeof(text) - 1)
+			break;
+		ferry_working_set_fini(&w);
+	}
+	cr_expect(strstr(f.text, "cut short"), "%s", f.text);
 }

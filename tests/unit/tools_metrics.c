@@ -88,6 +88,26 @@ Test(metrics, counters_and_gauges_have_base_units)
 	free(s);
 }
 
+Test(metrics, what_a_working_set_is_good_for)
+{
+	struct report_snapshot *s = make(true, false);
+	char *text = render(s, false);
+
+	cr_assert_not(strstr(text, "pageferry_working_set"));
+	free(text);
+	s->has_replay = true;
+	s->replay.samples_seen = 80;
+	s->replay.hits = 20;
+	s->replay.is_first = true;
+	text = render(s, false);
+	cr_assert_eq(value(text, "pageferry_working_set_samples_total"), 80);
+	cr_assert_eq(value(text, "pageferry_working_set_hits_total"), 20);
+	cr_assert_eq(value(text, "pageferry_working_set_hit_ratio"), 0.25);
+	cr_assert_eq(value(text, "pageferry_working_set_pushed_first"), 1);
+	free(text);
+	free(s);
+}
+
 Test(metrics, without_counters_there_is_what_is_known)
 {
 	struct report_snapshot *s = make(false, false);
@@ -105,10 +125,12 @@ Test(metrics, without_counters_there_is_what_is_known)
 Test(metrics, families_of_openmetrics_have_names_of_their_own)
 {
 	struct report_snapshot *s = make(true, true);
-	char *text = render(s, true), *rest = text, *line;
+	char *text, *rest, *line;
 	char seen[64][80], name[80], type[20];
 	unsigned int n = 0;
 
+	s->has_replay = true;
+	rest = text = render(s, true);
 	cr_assert_str_eq(text + strlen(text) - strlen("\n# EOF\n"), "\n# EOF\n");
 	while ((line = strsep(&rest, "\n"))) {
 		if (sscanf(line, "# TYPE %79s %19s", name, type) != 2)
