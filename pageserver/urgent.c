@@ -190,8 +190,11 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 	*iov = u->iov;
 	*n_iov = 0;
 	if (c->read_busy || u->head == u->tail ||
-	    !atomic_load_explicit(&s->serving, memory_order_acquire))
+	    !atomic_load_explicit(&s->serving, memory_order_acquire)) {
+		if (c->peer->push)
+			ferry_push_give_way(c->peer->push, false);
 		return 0;
+	}
 	u->scratch.used = 0;
 	u->cut.n_have = 0; /* its bytes were in the scratch memory that is used again now */
 	for (uint32_t i = 0; i < URGENT_PIECES && bytes < URGENT_BYTES && u->head != u->tail;) {
@@ -242,7 +245,9 @@ int ferry_urgent_fill(struct ferry_conn *c, struct iovec **iov, size_t *n_iov,
 		if (!u->cut.rest.n_pages)
 			u->head++;
 	}
-	if (c->peer->push)
+	if (c->peer->push) {
+		ferry_push_give_way(c->peer->push, bytes);
 		ferry_push_charge(c->peer->push, bytes);
+	}
 	return 0;
 }

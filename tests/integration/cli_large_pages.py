@@ -56,13 +56,23 @@ def mapped_kib(holder):
 
 
 def what_has_come_is_in_large_pages(folder):
-    with Holder("aligned", N_BLOCKS * BLOCK) as h:
-        pages = memory()
+    is_in_large_pages(folder, memory())
+
+
+def blocks_are_those_of_the_file(folder):
+    """What is no multiple of 2 MiB lies anywhere, and its first block begins in its midst."""
+    start = is_in_large_pages(folder, memory() + [data_page(i) for i in range(1, 6)])
+    assert start % BLOCK, "the kernel aligned what is no multiple of 2 MiB"
+
+
+def is_in_large_pages(folder, pages):
+    with Holder("aligned", len(pages) * PAGE) as h:
         last = attach(folder, h, pages)
         wanted = large_blocks(h, pages)
         assert wanted >= N_BLOCKS - 5, wanted
         assert last["large_pages"] == wanted, (last["large_pages"], wanted)
         assert mapped_kib(h) == wanted * BLOCK >> 10, (mapped_kib(h), wanted)
+        return int(h.ranges[0].split("-")[0], 16)
 
 
 def it_can_be_written_and_discarded(folder):
@@ -91,6 +101,7 @@ if __name__ == "__main__":
         main(
             [
                 what_has_come_is_in_large_pages,
+                blocks_are_those_of_the_file,
                 it_can_be_written_and_discarded,
                 small_pages_stay_where_they_are_wanted,
                 memory_at_odd_addresses_stays_in_small_pages,

@@ -139,9 +139,10 @@ for n in map(int, sizes):
         # Its addresses are those in the file, to a multiple of 2 MiB: the second try has the first one's place.
         fd = os.memfd_create(name)
         os.ftruncate(fd, n + 0x200000)
-        at, place = 0, 1
+        m, at, place = None, 0, 1
         while (place - at) % 0x200000:
-            at = place % 0x200000 if place != 1 else 0
+            at = place % 0x200000 if m else 0
+            del m
             m = mmap.mmap(fd, n, offset=at)
             place = ctypes.addressof(ctypes.c_char.from_buffer(m))
     else:
