@@ -404,6 +404,8 @@ const struct command cmd_attach = {
 		 "process has everything; meanwhile its threads wait where they touch missing "
 		 "pages.\n",
 	.options = attach_options,
+	.may_need = ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SECCOMP | ISOLATION_SOCKET |
+		    ISOLATION_KILL | ISOLATION_BIND,
 	.check = check,
 	.run = run,
 };
