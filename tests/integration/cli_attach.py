@@ -112,12 +112,60 @@ def a_stopped_process_is_served(_):
         want = source.ask("hash")
         status, _, err = run("serve", "--pid", source.pid, "--match", source.ranges[0], "--listen", "127.0.0.1:0")
         assert status == 1 and "kill -STOP" in err, err
-        os.kill(source.pid, signal.SIGSTOP)
-        wait_for("the process has stopped", lambda: state_of(source.pid) == "T")
+        stop(source)
         with Serve("--pid", source.pid, "--match", source.ranges[0], "--once") as s:
             with Attach(target, s.address) as a:
                 a.end(0)
             s.end(0)
+        assert target.ask("hash") == want
+
+
+def stop(holder):
+    os.kill(holder.pid, signal.SIGSTOP)
+    wait_for("the process has stopped", lambda: state_of(holder.pid) == "T")
+
+
+def a_process_that_runs_while_it_is_served_is_found_out(_):
+    """Its targets are told, get nothing more, and aren't told that they have everything."""
+    for kind, ends in (("anon", False), ("memfd", False), ("memfd", True)):
+        with Holder(kind, N_PAGES * PAGE) as source, Holder("anon", N_PAGES * PAGE) as target:
+            for page in range(N_PAGES):
+                source.ask("write", page * PAGE + 9, page % 255 + 1)
+            stop(source)
+            with Serve("--pid", source.pid, "--match", source.ranges[0], "--max-rate", FEW) as s:
+                with Attach(target, s.address) as a:
+                    a.event("progress")
+                    if ends:
+                        source.child.kill()
+                    else:
+                        os.kill(source.pid, signal.SIGCONT)
+                        source.ask("write", (N_PAGES - 1) * PAGE + 9, 0)
+                        stop(source)
+                    said = "has ended" if ends else "has run meanwhile"
+                    assert said in s.event("memory-changed")["error"]
+                    last = a.end(3)
+                    assert said in last["error"], last
+                    # Who comes late hears it too, or finds nobody.
+                    with Holder("anon", N_PAGES * PAGE) as late, Attach(late, s.address) as b:
+                        b.end(1)
+                    last = s.end(4)
+                    assert said in last["error"] and last["consequence"] == "lost", last
+                target.send("byte", (N_PAGES - 1) * PAGE + 9)
+                assert not target.answers(0.2), "it got a page that was written meanwhile"
+
+
+def who_has_everything_is_not_harmed_by_what_runs_later(_):
+    with Holder("anon", 64 * PAGE) as source, Holder("anon", 64 * PAGE) as target:
+        source.ask("write", 9, 7)
+        want = source.ask("hash")
+        stop(source)
+        with Serve("--pid", source.pid, "--match", source.ranges[0]) as s:
+            with Attach(target, s.address) as a:
+                a.end(0)
+            s.event("session-completed")
+            os.kill(source.pid, signal.SIGCONT)
+            assert s.event("memory-changed")
+            assert s.end(1)["consequence"] == "refuse"
         assert target.ask("hash") == want
 
 
@@ -449,6 +497,8 @@ if __name__ == "__main__":
                 anonymous_memory_becomes_the_file_while_it_is_touched,
                 several_files_are_several_regions_over_a_unix_socket,
                 a_stopped_process_is_served,
+                a_process_that_runs_while_it_is_served_is_found_out,
+                who_has_everything_is_not_harmed_by_what_runs_later,
                 failing_to_begin_changes_nothing,
                 no_such_process_and_ordinary_files_are_refused,
                 attach_is_stopped_and_recovered,
