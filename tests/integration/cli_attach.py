@@ -275,6 +275,28 @@ def recovery_needs_only_the_process(folder):
             assert "nothing to recover" in a.end(1)["error"]
 
 
+def nothing_is_recovered_for_a_process_that_has_ended(folder):
+    """Whether its parent has waited for it or not, and whether the command that filled it is supervised or not."""
+    os.environ["RUNTIME_DIRECTORY"] = folder  # others would sweep the record
+    data = content(N_PAGES, seed=5)
+    path = write_file(folder, data)
+    for reaped in (False, True):
+        with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+            with Attach(h, s.address, "--max-rate", FEW) as a:
+                a.event("progress")
+                a.child.kill()
+                a.rest()
+            h.child.kill()
+            wait_for("the process has ended", lambda: state_of(h.pid) == "Z")
+            if reaped:
+                h.child.wait()
+            for how in (("--recover",), ("--recover", "--supervise"),
+                        ("--supervise", "--match", h.ranges[0], "--from", s.address)):
+                with Run("attach", "--json", "--pid", h.pid, *how) as a:
+                    last = a.end(4)
+                assert f"process {h.pid} has ended" in last["error"] and last["consequence"] == "lost", last
+
+
 def what_was_discarded_does_not_come_back(folder):
     """The process gives pages up, some that had come and some that had not; then attach is killed."""
     data = os.urandom(N_PAGES * PAGE)
@@ -504,6 +526,7 @@ if __name__ == "__main__":
                 attach_is_stopped_and_recovered,
                 what_an_earlier_attach_left_is_not_attached_to_again,
                 recovery_needs_only_the_process,
+                nothing_is_recovered_for_a_process_that_has_ended,
                 what_was_discarded_does_not_come_back,
                 a_supervised_attach_goes_on_by_itself,
                 a_killed_server_is_waited_for,
