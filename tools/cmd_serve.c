@@ -95,7 +95,8 @@ static int check(const struct options *o, struct ferry_failure *f)
 
 /* What a serve leaves while a target is incomplete, for the one that resumes it. */
 struct record {
-	struct ferry_keep_head head; /* the process that is served; of files, the first there is */
+	struct ferry_keep_head head; /* the process that is served, or none */
+	struct ferry_keep_file file; /* the first of those that are served */
 	uint64_t memory_id;
 };
 
@@ -240,6 +241,8 @@ static int look_back(struct serve *s, const struct options *o, struct ferry_fail
 				  text);
 	}
 	s->record = (struct record){.memory_id = id};
+	if (!o->pid)
+		ferry_keep_about(&s->record.file, o->files.v[0]);
 	return 0;
 }
 
@@ -254,8 +257,7 @@ static void keep_record(struct serve *s, const struct options *o,
 		return;
 	s->is_recorded = wanted;
 	if (wanted)
-		(void)ferry_keep_write(&s->record_file, &s->record, sizeof(s->record),
-				       o->pid ? o->pid : 1);
+		(void)ferry_keep_write(&s->record_file, &s->record, sizeof(s->record), o->pid);
 	else
 		(void)!ftruncate(s->record_file.fd, 0);
 }

@@ -366,6 +366,28 @@ def a_killed_server_is_resumed_with_the_same_memory_only(folder):
                 a.end(0)
 
 
+def what_a_killed_server_left_goes_with_its_file(folder):
+    os.environ["RUNTIME_DIRECTORY"] = folder
+    data = content(N_PAGES, seed=6)
+    path = write_file(folder, data, "first")
+    other = write_file(folder, data, "second")
+    with Serve("--file", path) as s, Serve("--file", path) as idle:
+        with Holder("anon", len(data)) as h, Attach(h, s.address, "--max-rate", FEW) as a:
+            a.event("progress")
+            wait_for("the server has noted the target", lambda: os.path.getsize(record_of(s.address)))
+            for one in (s, idle):
+                one.child.kill()
+                one.rest()
+    assert os.path.exists(record_of(s.address)) and os.path.exists(record_of(idle.address))
+    for gone in (False, True):
+        if gone:
+            os.unlink(path)
+        with Serve("--file", other) as again:
+            assert os.path.exists(record_of(s.address)) != gone
+            assert not os.path.exists(record_of(idle.address)) or again.address == idle.address
+            assert again.stop()[0] == 0
+
+
 def read(path):
     with open(path, "rb") as f:
         return f.read()
@@ -532,6 +554,7 @@ if __name__ == "__main__":
                 a_killed_server_is_waited_for,
                 a_killed_server_is_resumed_with_the_same_memory_only,
                 what_is_left_of_other_memory_is_replaced,
+                what_a_killed_server_left_goes_with_its_file,
                 the_end_of_the_process_is_told,
                 a_server_that_is_stopped_under_a_target_says_so,
                 plain_output_is_for_people,
