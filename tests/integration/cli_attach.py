@@ -443,6 +443,29 @@ def a_killed_server_is_waited_for(folder):
                 assert last["resumes"] >= 1, last
 
 
+def niceness(pid):
+    """Of each thread, sorted."""
+    out = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/stat", encoding="utf-8") as f:
+            out.append(int(f.read().rpartition(")")[2].split()[16]))
+    return sorted(out)
+
+
+def threads_that_others_wait_for_come_first_on_the_processor(folder):
+    """The push comes after what is urgent: that is raised, or, where it may not be, the push is lowered."""
+    data = content(N_PAGES)
+    path = write_file(folder, data)
+    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+        without = len(niceness(s.pid))
+        with Attach(h, s.address, "--max-rate", FEW) as a:
+            a.event("stage", stage="push")
+            wait_for("the push has a thread", lambda: len(niceness(s.pid)) > without)
+            wait_for("the push has its priority", lambda: len(set(niceness(s.pid))) > 1)
+            source, target = niceness(s.pid), niceness(a.pid)
+            assert source[0] in (0, -10) and target[0] == source[0] and target[1] >= 0, (source, target)
+
+
 def the_end_of_the_process_is_told(folder):
     data = content(N_PAGES)
     path = write_file(folder, data)
@@ -555,6 +578,7 @@ if __name__ == "__main__":
                 a_killed_server_is_resumed_with_the_same_memory_only,
                 what_is_left_of_other_memory_is_replaced,
                 what_a_killed_server_left_goes_with_its_file,
+                threads_that_others_wait_for_come_first_on_the_processor,
                 the_end_of_the_process_is_told,
                 a_server_that_is_stopped_under_a_target_says_so,
                 plain_output_is_for_people,
