@@ -4,20 +4,23 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include "base/cleanup.h"
+#include "base/util.h"
 
 #define MAGIC	       "PFRYKEEP"
 #define PATH_MAX_BYTES 96
-#define OPEN_ATTEMPTS  16 /* each loses to one that has just removed the file */
+#define OPEN_ATTEMPTS  16 /* each loses to one that holds the file, or has just removed it */
 
 static int default_dir(char *out, size_t size)
 {
@@ -81,12 +84,100 @@ static uint64_t started(pid_t pid)
 	return v;
 }
 
-static bool is_there(const struct ferry_keep_head *h)
+/* 0 when it can't be told. */
+static uint64_t mounts(void)
 {
+	struct stat st;
+
+	return stat("/proc/self/ns/mnt", &st) < 0 ? 0 : st.st_ino;
+}
+
+void ferry_keep_about(struct ferry_keep_file *out, const char *path)
+{
+	char full[PATH_MAX];
+	struct stat st;
+
+	*out = (struct ferry_keep_file){.mounts = mounts()};
+	if (!out->mounts || !realpath(path, full) || strlen(full) >= sizeof(out->path) ||
+	    stat(full, &st) < 0)
+		return;
+	out->dev = st.st_dev;
+	out->ino = st.st_ino;
+	strcpy(out->path, full);
+}
+
+/* Certainly: one that we can't look for may be there. */
+static bool is_file_gone(const struct ferry_keep_file *f)
+{
+	struct stat st;
+
+	if (!f->path[0] || f->path[sizeof(f->path) - 1] || f->mounts != mounts())
+		return false;
+	if (stat(f->path, &st) < 0)
+		return errno == ENOENT || errno == ENOTDIR;
+	return st.st_dev != f->dev || st.st_ino != f->ino;
+}
+
+/* What it is about. @file: behind the head, when that is a file */
+static bool is_there(const struct ferry_keep_head *h, const struct ferry_keep_file *file)
+{
+	if (!h->pid)
+		return h->bytes >= sizeof(*h) + sizeof(*file) && !is_file_gone(file);
 	return h->started && h->started == started(h->pid);
 }
 
-/* Records of processes that have ended; whoever wrote them was killed and not started again. */
+/* The directory may be given to us together with others, who have files there that only they know.
+ */
+static bool is_name_of_ours(const char *name)
+{
+	static const char *const commands[] = {"serve-", "attach-", "migrate-", "receive-"};
+
+	for (size_t i = 0; i < FERRY_ARRAY_SIZE(commands); i++) {
+		const char *rest = name + strlen(commands[i]);
+
+		if (!strncmp(name, commands[i], strlen(commands[i])) && *rest &&
+		    !rest[strspn(rest, "0123456789abcdef-")])
+			return true;
+	}
+	return false;
+}
+
+/* Has it no more use, whoever finds it? Of one that somebody holds that can't be told. */
+static bool is_stale(int fd, const char *name)
+{
+	struct {
+		struct ferry_keep_head head;
+		struct ferry_keep_file file;
+	} r = {0};
+	ssize_t n = pread(fd, &r, sizeof(r), 0);
+
+	/* Whoever made it was killed before there was anything to keep, or once there was no more.
+	 */
+	if (!n)
+		return is_name_of_ours(name);
+	return n >= (ssize_t)sizeof(r.head) && !memcmp(r.head.magic, MAGIC, sizeof(r.head.magic)) &&
+	       (r.head.pid || n == sizeof(r)) && !is_there(&r.head, &r.file);
+}
+
+/*
+ * A name belongs to who holds the lock of its file: only he removes it. So what was looked at
+ * before counts for nothing once we have the lock; nor does a file that has lost its name since, as
+ * that may be another's now.
+ */
+static void sweep_one(int dir_fd, const char *name)
+{
+	_cleanup_close_ int fd =
+		openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || !is_stale(fd, name) ||
+	    flock(fd, LOCK_EX | LOCK_NB) < 0)
+		return;
+	if (!fstat(fd, &st) && st.st_nlink && is_stale(fd, name))
+		(void)unlinkat(dir_fd, name, 0);
+}
+
+/* Whoever wrote them was killed and not started again. */
 static void sweep(int dir_fd, const char *but)
 {
 	int fd = fcntl(dir_fd, F_DUPFD_CLOEXEC, 0);
@@ -98,17 +189,8 @@ static void sweep(int dir_fd, const char *but)
 		return;
 	}
 	while ((e = readdir(d))) {
-		_cleanup_close_ int file = -1;
-		struct ferry_keep_head h;
-
-		if (!strcmp(e->d_name, but))
-			continue;
-		file = openat(dir_fd, e->d_name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-		/* One that is just being made has no magic yet. */
-		if (file >= 0 && pread(file, &h, sizeof(h), 0) == sizeof(h) &&
-		    !memcmp(h.magic, MAGIC, sizeof(h.magic)) && !is_there(&h) &&
-		    !flock(file, LOCK_EX | LOCK_NB))
-			(void)unlinkat(dir_fd, e->d_name, 0);
+		if (strcmp(e->d_name, but) != 0)
+			sweep_one(dir_fd, e->d_name);
 	}
 	closedir(d);
 }
@@ -116,6 +198,8 @@ static void sweep(int dir_fd, const char *but)
 /* Return: a descriptor that holds the lock, or a negative errno. */
 static int open_locked(int dir_fd, const char *name)
 {
+	const struct timespec pause = {.tv_nsec = 1000000};
+
 	for (int i = 0; i < OPEN_ATTEMPTS; i++) {
 		_cleanup_close_ int fd =
 			openat(dir_fd, name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -123,10 +207,15 @@ static int open_locked(int dir_fd, const char *name)
 
 		if (fd < 0)
 			return -errno;
-		if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-			return errno == EWOULDBLOCK ? -EBUSY : -errno;
-		if (!fstat(fd, &st) && st.st_nlink)
-			return TAKE_FD(fd);
+		if (!flock(fd, LOCK_EX | LOCK_NB)) {
+			if (!fstat(fd, &st) && st.st_nlink)
+				return TAKE_FD(fd);
+		} else if (errno == EWOULDBLOCK) {
+			/* Somebody may just be looking at it, to read or to sweep it. */
+			nanosleep(&pause, NULL);
+		} else {
+			return -errno;
+		}
 	}
 	return -EBUSY;
 }
@@ -196,7 +285,8 @@ static enum ferry_keep_state read_record(int fd, struct ferry_keep_head *record,
 	if (!(read_version(fd, 2, record, bytes) && record->version > odd) &&
 	    !(has_odd && read_version(fd, 1, record, bytes)))
 		return FERRY_KEEP_EMPTY;
-	return is_there(record) ? FERRY_KEEP_FOUND : FERRY_KEEP_OTHER;
+	return is_there(record, (const struct ferry_keep_file *)(record + 1)) ? FERRY_KEEP_FOUND
+									      : FERRY_KEEP_OTHER;
 }
 
 enum ferry_keep_state ferry_keep_read(const struct ferry_keep *k, void *record, size_t bytes)
@@ -243,7 +333,7 @@ int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid
 	memcpy(h->magic, MAGIC, sizeof(h->magic));
 	h->bytes = (uint32_t)bytes;
 	h->pid = pid;
-	h->started = started(pid);
+	h->started = pid ? started(pid) : 0;
 	h->checksum = checksum(h, bytes);
 	while (done < bytes) {
 		ssize_t n =

@@ -22,11 +22,21 @@
 struct ferry_keep_head {
 	char magic[8];
 	uint32_t bytes;	  /* of the record, with this */
-	int32_t pid;	  /* the process that it is about */
+	int32_t pid;	  /* the process that it is about; 0: a file, ferry_keep_file follows */
 	uint64_t started; /* its start time, which tells processes of the same number apart */
 	uint64_t version; /* the highest that is whole counts */
 	uint64_t checksum; /* of the record, with 0 here */
 };
+
+/* What a record is about that has a file in place of a process. */
+struct ferry_keep_file {
+	uint64_t dev, ino;
+	uint64_t mounts; /* the mount namespace in which the path means it */
+	char path[1024]; /* empty: it can't be told whether the file is there */
+};
+
+/* Where @path is now. */
+void ferry_keep_about(struct ferry_keep_file *out, const char *path);
 
 struct ferry_keep {
 	int fd; /* owned; -1 when there is none */
@@ -40,7 +50,8 @@ struct ferry_keep {
  * @dir: NULL for the default: $RUNTIME_DIRECTORY, /run/pageferry for root, or
  *       $XDG_RUNTIME_DIR/pageferry; it is made when it is missing, and nobody else may write there
  * @name: of the file in it
- * Records of processes that have ended are removed from @dir, but not this one.
+ * Records of processes that have ended and of files that are gone are removed from @dir, and empty
+ * ones, but not this one, and none that somebody holds.
  * Errors: -EBUSY (REFUSE) when another process holds it; -ENOENT, -EPERM, ... (REFUSE) with what to
  *         do in @f.
  */
@@ -49,7 +60,7 @@ int ferry_keep_open(struct ferry_keep *k, const char *dir, const char *name,
 
 enum ferry_keep_state {
 	FERRY_KEEP_EMPTY, /* nothing, or nothing that is whole */
-	FERRY_KEEP_OTHER, /* a record of a process that has ended */
+	FERRY_KEEP_OTHER, /* a record of a process that has ended, or a file that is gone */
 	FERRY_KEEP_FOUND, /* a record of one that is there */
 	FERRY_KEEP_HELD,  /* the same, and another process is at work on it; _peek only */
 };
@@ -62,8 +73,9 @@ enum ferry_keep_state ferry_keep_peek(const char *dir, const char *name, void *r
 				      size_t bytes);
 
 /*
- * Write it again; on return it is kept. The head is filled in, @pid as given.
- * Errors: negative errno; what was there before may be there still.
+ * Write it again; on return it is kept. The head is filled in, @pid as given; with 0 the record has
+ * a struct ferry_keep_file behind the head. Errors: negative errno; what was there before may be
+ * there still.
  */
 int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid_t pid);
 

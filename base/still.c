@@ -4,12 +4,19 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
+
+#define SETTLE_MS     2
+#define SETTLE_ROUNDS 10
 
 /* Reads a small file of /proc or /sys as text. */
 static bool read_text(const char *path, char *out, size_t size)
@@ -57,7 +64,7 @@ int ferry_still_check(pid_t pid)
 	struct dirent *e;
 
 	if (!tasks)
-		return -ESRCH;
+		return errno == ENOENT ? -ESRCH : -errno;
 	while ((e = readdir(tasks))) {
 		char *state;
 
@@ -81,24 +88,94 @@ static uint64_t add(uint64_t sum, const char *text)
 	return sum;
 }
 
-uint64_t ferry_still_mark(pid_t pid, uint64_t seed)
+/* Errors: a thread that is there could not be looked at. One that has ended is left out. */
+static int add_thread(pid_t pid, const char *thread, uint64_t *sum)
 {
-	uint64_t sum = seed ^ UINT64_C(0xcbf29ce484222325);
+	_cleanup_fclose_ FILE *file = NULL;
+	char path[300], line[256];
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%s/status", (int)pid, thread);
+	file = fopen(path, "re");
+	if (!file)
+		return errno == ENOENT || errno == ESRCH ? 0 : -errno;
+	while (fgets(line, sizeof(line), file))
+		if (!strncmp(line, "Pid:", 4) || strstr(line, "_ctxt_switches:"))
+			*sum = add(*sum, line);
+	return 0;
+}
+
+/* Errors: as above; @out is written all the same. */
+static int read_mark(pid_t pid, uint64_t seed, uint64_t *out)
+{
 	DIR *tasks = open_tasks(pid);
 	struct dirent *e;
-	char path[300];
+	int rc = tasks || errno == ENOENT || errno == ESRCH ? 0 : -errno;
 
+	*out = seed ^ UINT64_C(0xcbf29ce484222325);
 	while (tasks && (e = readdir(tasks))) {
-		_cleanup_fclose_ FILE *file = NULL;
-		char line[256];
+		int one = e->d_name[0] == '.' ? 0 : add_thread(pid, e->d_name, out);
 
-		snprintf(path, sizeof(path), "/proc/%d/task/%s/status", (int)pid, e->d_name);
-		file = e->d_name[0] == '.' ? NULL : fopen(path, "re");
-		while (file && fgets(line, sizeof(line), file))
-			if (!strncmp(line, "Pid:", 4) || strstr(line, "_ctxt_switches:"))
-				sum = add(sum, line);
+		rc = rc ? rc : one;
 	}
 	if (tasks)
 		closedir(tasks);
-	return sum;
+	return rc;
+}
+
+uint64_t ferry_still_mark(pid_t pid, uint64_t seed)
+{
+	uint64_t mark;
+
+	(void)read_mark(pid, seed, &mark);
+	return mark;
+}
+
+static bool has_ended(const struct ferry_still *s)
+{
+	struct pollfd p = {.fd = s->pidfd, .events = POLLIN};
+
+	return poll(&p, 1, 0) > 0;
+}
+
+int ferry_still_open(struct ferry_still *s, pid_t pid)
+{
+	const struct timespec pause = {.tv_nsec = SETTLE_MS * FERRY_NS_PER_MS};
+	int rc;
+
+	*s = (struct ferry_still){.pid = pid, .pidfd = (int)syscall(SYS_pidfd_open, pid, 0)};
+	if (s->pidfd < 0)
+		return -errno;
+	/* It is called stopped a moment before it has left the processor. */
+	for (int i = 0; i < SETTLE_ROUNDS; i++) {
+		rc = read_mark(pid, 0, &s->mark);
+		if (rc < 0)
+			break;
+		nanosleep(&pause, NULL);
+		rc = ferry_still_look(s);
+		if (rc)
+			break;
+	}
+	if (rc == 1)
+		return 0;
+	ferry_still_close(s);
+	return rc ? rc : -EBUSY;
+}
+
+int ferry_still_look(const struct ferry_still *s)
+{
+	uint64_t mark;
+	int rc = ferry_still_check(s->pid), marked = read_mark(s->pid, 0, &mark);
+
+	/* What it looks like while it ends is no matter. */
+	if (has_ended(s))
+		return -ESRCH;
+	if (rc < 0 || marked < 0)
+		return rc < 0 ? rc : marked;
+	return rc && mark == s->mark;
+}
+
+void ferry_still_close(struct ferry_still *s)
+{
+	ferry_close(s->pidfd);
+	*s = FERRY_STILL_NONE;
 }

@@ -200,6 +200,8 @@ static int wait_and_dispatch(struct ferry_server *s)
 static void on_wake(struct ferry_server *s)
 {
 	ferry_dialers_take(s);
+	if (atomic_load(&s->condemned))
+		ferry_peer_condemn_all(s);
 	ferry_peer_sweep(s, ferry_now_ns());
 	/* The server may have begun to serve. */
 	for (struct ferry_conn *c = s->conns; c; c = c->next)

@@ -134,6 +134,22 @@ void ferry_peer_unavailable(struct ferry_peer *p, const struct ferry_run *run, i
 	lose(p, DIAL_ENDED);
 }
 
+void ferry_peer_condemn_all(struct ferry_server *s)
+{
+	if (s->condemned_told)
+		return;
+	s->condemned_told = true;
+	ferry_error(s->log, "%s", s->condemned_why);
+	for (struct ferry_peer *p = s->peers; p; p = p->next) {
+		if (p->dead || is_completed(p))
+			continue;
+		if (p->control)
+			ferry_conn_refuse(p->control, FERRY_ERROR_UNAVAILABLE, s->condemned_why);
+		lose(p, DIAL_ENDED);
+	}
+	ferry_server_post(s, FERRY_SERVER_CHANGED, FERRY_LOST, -ESTALE, s->condemned_why);
+}
+
 static void free_peer(struct ferry_peer *p)
 {
 	struct ferry_server *s = p->server;
@@ -255,6 +271,10 @@ static void admit_control(struct ferry_conn *c)
 				       .payload = s->config.state,
 				       .payload_bytes = s->config.state_bytes};
 
+	if (atomic_load(&s->condemned)) {
+		refuse(c, FERRY_ERROR_UNAVAILABLE, s->condemned_why);
+		return;
+	}
 	if (p && is_completed(p)) {
 		/* It did not hear that it was released. */
 		kill_peer(p);
@@ -398,6 +418,20 @@ static void start_digest(struct ferry_conn *c, const struct ferry_digest_range *
 	}
 }
 
+/* Before the session is complete: then it could not be lost any more. */
+static bool may_release(struct ferry_conn *c)
+{
+	const struct ferry_server_config *config = &c->server->config;
+
+	if (atomic_load(&c->server->condemned)) /* and is about to be told so */
+		return false;
+	if (!config->may_release || !config->may_release(config->may_release_ctx))
+		return true;
+	if (!atomic_load(&c->server->condemned))
+		ferry_peer_conn_lost(c, "the target can't be released yet");
+	return false;
+}
+
 static void control_message(struct ferry_conn *c, const struct ferry_message *m)
 {
 	struct ferry_message out = {.type = FERRY_FRAME_RELEASED};
@@ -413,6 +447,8 @@ static void control_message(struct ferry_conn *c, const struct ferry_message *m)
 		ferry_conn_send(c, &out);
 		return;
 	}
+	if (m->type == FERRY_FRAME_COMPLETE && !may_release(c))
+		return;
 	rc = ferry_session_control(p->session, m, why);
 	if (!rc && m->type == FERRY_FRAME_LAYOUT_OK)
 		tell_connected(p);

@@ -453,7 +453,6 @@ int ferry_push_start(struct ferry_peer *peer)
 	atomic_init(&p->rate, peer->push_rate);
 	for (uint32_t i = 0; i < p->server->pages.layout.n_regions; i++)
 		p->gives_way |= p->server->pages.layout.regions[i].page_bytes > PUSH_BYTES;
-	if (getenv("FX")) p->gives_way = atoi(getenv("FX"));
 	p->is_listed = !atomic_load(&p->server->no_first);
 	for (uint32_t i = 0; i < p->server->config.n_last; i++)
 		ferry_session_put_off(p->session, &p->server->config.last[i]);

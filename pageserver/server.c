@@ -327,6 +327,17 @@ void ferry_server_pause(struct ferry_server *s, bool paused)
 	atomic_store_explicit(&s->paused, paused, memory_order_relaxed);
 }
 
+void ferry_server_condemn(struct ferry_server *s, const char *why)
+{
+	pthread_mutex_lock(&s->lock);
+	if (!atomic_load(&s->condemned)) {
+		snprintf(s->condemned_why, sizeof(s->condemned_why), "%s", why);
+		atomic_store(&s->condemned, true);
+	}
+	pthread_mutex_unlock(&s->lock);
+	ferry_loop_wake(s);
+}
+
 int ferry_server_thread(pthread_t *thread, size_t stack_bytes, void *(*main)(void *), void *arg)
 {
 	pthread_attr_t attr;

@@ -44,6 +44,13 @@ struct ferry_server_config {
 	const struct ferry_run *first, *last;
 	uint32_t n_first, n_last;
 	/*
+	 * A target has said Complete: may it be told Released? The loop's thread: it must be short.
+	 * May be NULL. Return: 0; else the connection is lost, and the target asks again once it is
+	 * back.
+	 */
+	int (*may_release)(void *ctx);
+	void *may_release_ctx;
+	/*
 	 * A target has said Complete, and is told Released once this returns: what must be known after
 	 * our death is written down by then. The loop's thread: it must be short. May be NULL.
 	 */
@@ -110,6 +117,14 @@ void ferry_server_hold(struct ferry_server *s);
 /* What the layout calls the memory; 0 when that can't be told. See ferry_source_identity(). */
 uint64_t ferry_server_memory_id(const struct ferry_server *s);
 
+/**
+ * ferry_server_condemn() - the memory is not what it was
+ * Every session that is not complete is ended with @why, and so is whoever comes from now on; the
+ * owner is told (FERRY_SERVER_CHANGED) once they are. Nothing more is read. Any thread; the first
+ * one counts.
+ */
+void ferry_server_condemn(struct ferry_server *s, const char *why);
+
 /* Let all pushes wait, or go on; requests are answered all the same. Any thread. */
 void ferry_server_pause(struct ferry_server *s, bool paused);
 /* Do pushes that begin from now on begin with ->first? They do at the start. Any thread. */
@@ -127,14 +142,15 @@ enum ferry_server_event {
 	FERRY_SERVER_COMPLETED, /* a session's target has everything */
 	FERRY_SERVER_LINK_LOST, /* a session lost a connection; it is resumed */
 	FERRY_SERVER_FAILED,	/* a session was refused by its target, or a page can't be had */
-	FERRY_SERVER_DAMAGED,	/* a target says that what it has is not what is here; not released */
+	FERRY_SERVER_DAMAGED, /* a target says that what it has is not what is here; not released */
+	FERRY_SERVER_CHANGED, /* ferry_server_condemn() has been done */
 	FERRY_SERVER_PAGES_LOST, /* a page can't be had, and its target is told; once */
 };
 
 /**
  * ferry_server_wait() - the next thing that the owner may want to know
  * @timeout_ms: -1 for ever; @stop_fd: -1 or an fd that ends the wait (-ECANCELED)
- * @f: the story for LINK_LOST, FAILED, DAMAGED and PAGES_LOST
+ * @f: the story for LINK_LOST, FAILED, DAMAGED, CHANGED and PAGES_LOST
  * Return: an enum ferry_server_event, or a negative errno.
  */
 int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd, struct ferry_failure *f);

@@ -213,6 +213,9 @@ void ferry_peer_released(struct ferry_peer *p);
 void ferry_peer_sweep(struct ferry_server *s, uint64_t now_ns);
 void ferry_peer_close_all(struct ferry_server *s);
 
+/* The memory is not what it was: end what is not complete. Loop thread. */
+void ferry_peer_condemn_all(struct ferry_server *s);
+
 /* --- urgent.c ----------------------------------------------------------------------------- */
 
 int ferry_urgent_new(struct ferry_urgent **out, struct ferry_server *s);
@@ -328,6 +331,9 @@ struct ferry_server {
 	struct ferry_counters n;
 	atomic_bool lost_said;
 	atomic_bool paused; /* pushes wait */
+	atomic_bool condemned; /* ->condemned_why is there, and doesn't change any more */
+	bool condemned_told;   /* loop thread */
+	char condemned_why[FERRY_MAX_TEXT];
 
 	pthread_mutex_t lock;	   /* what follows, and the list of peers while stats look at it */
 	struct ferry_peer *latest; /* borrowed; progress is told of this one */

@@ -7,12 +7,16 @@
  * source, and whatever fails leaves the rest registered: threads wait, for 'attach --recover'.
  */
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "tools/confine.h"
 #include "tools/isolation.h"
@@ -123,6 +127,14 @@ static int nothing_to_recover(struct attach *a, const struct options *o, struct 
 			  (int)o->pid);
 }
 
+/* It was there when an earlier attach began: what it waited for, nobody waits for any more. */
+static int process_ended(struct attach *a, const struct options *o, struct ferry_failure *f)
+{
+	a->recovers = true;
+	return ferry_fail(f, FERRY_LOST, -ESRCH,
+			  "there is nothing to recover: process %d has ended", (int)o->pid);
+}
+
 static int open_uffd(struct attach *a, struct ferry_uffd *u, const struct options *o,
 		     struct ferry_failure *f)
 {
@@ -130,6 +142,8 @@ static int open_uffd(struct attach *a, struct ferry_uffd *u, const struct option
 
 	if (rc == -ENOENT && o->recover)
 		return nothing_to_recover(a, o, f);
+	if (rc == -ESRCH && a->recovers)
+		return process_ended(a, o, f);
 	/* The one before us was killed before it had touched the process. */
 	a->recovers = !rc;
 	return rc == -ENOENT ? ferry_uffd_attach(u, o->pid, FERRY_TARGET_UFFD_FEATURES, f) : rc;
@@ -157,14 +171,31 @@ static int write_record(struct attach *a, const struct options *o, struct ferry_
 	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "%s", a->record_file.path) : 0;
 }
 
+/* Also one that its parent has not waited for. */
+static bool has_ended(pid_t pid)
+{
+	_cleanup_close_ int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+
+	return fd < 0 ? errno == ESRCH : poll(&p, 1, 0) > 0;
+}
+
 /* What is to be filled, and from where: as given, or else as an earlier attach was told. */
 static int plan(struct attach *a, const struct options *o, struct ferry_failure *f)
 {
 	struct ferry_attach_record *r = &a->record;
 	struct ferry_failure why = {0};
-	int rc = ferry_attach_record_open(&a->record_file, NULL, o->pid, r, &why);
-	bool left = !rc && r->n_regions;
+	enum ferry_keep_state found = ferry_attach_record_peek(NULL, o->pid, r);
+	bool is_gone = has_ended(o->pid), left;
+	int rc;
 
+	/* The number may be another's by now. Who begins anew, or does either, is not told of that.
+	 */
+	if (o->recover ? is_gone || found == FERRY_KEEP_OTHER
+		       : o->recover_any && is_gone && found != FERRY_KEEP_EMPTY)
+		return process_ended(a, o, f);
+	rc = ferry_attach_record_open(&a->record_file, NULL, o->pid, r, &why);
+	left = !rc && r->n_regions;
 	if (rc == -EBUSY) {
 		a->recovers = false; /* somebody else is at it */
 		*f = why;
@@ -385,6 +416,8 @@ static int follow(struct attach *a, const struct options *o)
 /* Nothing has come yet. A recovered process has pages of the source already: it goes on waiting. */
 static int give_up(struct attach *a, const struct options *o, const struct ferry_failure *f)
 {
+	if (a->recovers && f->consequence == FERRY_LOST)
+		return report_failed(&a->job.report, f, EXIT_LOST, NULL, NULL);
 	if (a->recovers && a->target)
 		return finish_waiting(a, o, f->text);
 	if (a->recovers)
@@ -422,6 +455,8 @@ const struct command cmd_attach = {
 		 "process has everything; meanwhile its threads wait where they touch missing "
 		 "pages.\n",
 	.options = attach_options,
+	.may_need = ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SECCOMP | ISOLATION_SOCKET |
+		    ISOLATION_KILL | ISOLATION_BIND,
 	.check = check,
 	.run = run,
 };

@@ -204,6 +204,7 @@ const struct command cmd_migrate = {
 		"Until the target has confirmed that the guest may run there, any failure and any\n"
 		"SIGINT or SIGTERM ends with the guest running here. After that it never does.\n",
 	.options = migrate_options,
+	.may_need = ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SOCKET | ISOLATION_BIND,
 	.check = check,
 	.run = run,
 };

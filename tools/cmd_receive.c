@@ -240,6 +240,8 @@ const struct command cmd_receive = {
 	.summary = "Be the target of a VM's switchover: run the guest here, then fetch its memory.",
 	.notes = "One switchover is received; the command ends when all of the memory is here.\n",
 	.options = receive_options,
+	.may_need = ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SECCOMP | ISOLATION_SOCKET |
+		    ISOLATION_BIND,
 	.check = check,
 	.run = run,
 };

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/keep.h"
 #include "base/net.h"
+#include "base/still.h"
 #include "pageserver/server.h"
 #include "pageserver/source.h"
 #include "protocol/checksum.h"
@@ -20,7 +21,10 @@
 #include "tools/mappings.h"
 #include "tools/secure.h"
 
-#define LOOK_MS 100 /* how often the counters are read */
+#define LOOK_MS	      100  /* how often the counters are read */
+#define LOOK_STILL_MS 1000 /* how often it is looked whether the process has run */
+#define TELL_MS                                                                                    \
+	2000 /* for targets, also those that dial just now, to hear why they get nothing more */
 
 static const struct option_def serve_options[] = {
 	{.name = "file",
@@ -91,7 +95,8 @@ static int check(const struct options *o, struct ferry_failure *f)
 
 /* What a serve leaves while a target is incomplete, for the one that resumes it. */
 struct record {
-	struct ferry_keep_head head; /* the process that is served; of files, the first there is */
+	struct ferry_keep_head head; /* the process that is served, or none */
+	struct ferry_keep_file file; /* the first of those that are served */
 	uint64_t memory_id;
 };
 
@@ -104,6 +109,9 @@ struct serve {
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	uint32_t n_sources;
 	uint64_t ram_bytes;
+	struct ferry_still still;    /* of the process */
+	bool shares;		     /* memory that outlives the process is served */
+	uint64_t still_ns;	     /* when that was looked at */
 	struct ferry_server *server; /* owned */
 	int listen_fd;		     /* owned */
 	uint32_t n_completed;	     /* as told so far */
@@ -130,6 +138,10 @@ static int open_process(struct serve *s, const struct options *o, struct ferry_f
 
 	if (rc < 0)
 		return rc;
+	/* Before the first page is looked at. One that runs is refused below, with what to do. */
+	rc = ferry_still_open(&s->still, o->pid);
+	if (rc < 0 && rc != -EBUSY)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "process %d", (int)o->pid);
 	for (uint32_t i = 0; i < found.n; i++) {
 		const struct ferry_mapping *m = &found.v[i];
 		char name[FERRY_MAX_REGION_NAME];
@@ -139,9 +151,64 @@ static int open_process(struct serve *s, const struct options *o, struct ferry_f
 					       m->page_bytes, f);
 		if (rc < 0)
 			return rc;
+		s->shares |= m->kind != FERRY_MAPPING_ANON;
 		s->n_sources++;
 	}
-	return 0;
+	return s->still.pidfd < 0
+		       ? ferry_fail(f, FERRY_REFUSE, -EBUSY,
+				    "process %d does not stand still; stop it first (kill "
+				    "-STOP %d)",
+				    (int)o->pid, (int)o->pid)
+		       : 0;
+}
+
+/* What was read of it, and what would be, is not of one moment. Any thread. */
+static void condemn(struct serve *s, int looked)
+{
+	char text[FERRY_MAX_TEXT];
+
+	if (looked == -ESRCH)
+		snprintf(text, sizeof(text),
+			 "process %d, whose memory is served, has ended, and may have run before: "
+			 "its "
+			 "targets can't be given the rest of it; what they have may be of two "
+			 "moments",
+			 (int)s->still.pid);
+	else
+		snprintf(text, sizeof(text),
+			 "process %d, whose memory is served, has run meanwhile (was it "
+			 "continued?): its "
+			 "targets can't be given the rest of it; what they have may be of two "
+			 "moments",
+			 (int)s->still.pid);
+	ferry_server_condemn(s->server, text);
+}
+
+/* A target has everything; is that what the process had when it began? The loop's thread. */
+static int may_release(void *ctx)
+{
+	struct serve *s = ctx;
+	int looked = ferry_still_look(&s->still);
+
+	if (looked == 1)
+		return 0;
+	if (!looked || looked == -ESRCH)
+		condemn(s, looked);
+	return looked ? looked : -ESTALE;
+}
+
+/* From time to time. Private memory of one that has ended tells so by itself, page by page. */
+static void look_still(struct serve *s)
+{
+	uint64_t now = ferry_now_ns();
+	int looked;
+
+	if (s->still.pidfd < 0 || now - s->still_ns < LOOK_STILL_MS * (uint64_t)FERRY_NS_PER_MS)
+		return;
+	s->still_ns = now;
+	looked = ferry_still_look(&s->still);
+	if (!looked || (looked == -ESRCH && s->shares))
+		condemn(s, looked);
 }
 
 /* There is one for each address: where the targets dial again. */
@@ -174,6 +241,8 @@ static int look_back(struct serve *s, const struct options *o, struct ferry_fail
 				  text);
 	}
 	s->record = (struct record){.memory_id = id};
+	if (!o->pid)
+		ferry_keep_about(&s->record.file, o->files.v[0]);
 	return 0;
 }
 
@@ -188,8 +257,7 @@ static void keep_record(struct serve *s, const struct options *o,
 		return;
 	s->is_recorded = wanted;
 	if (wanted)
-		(void)ferry_keep_write(&s->record_file, &s->record, sizeof(s->record),
-				       o->pid ? o->pid : 1);
+		(void)ferry_keep_write(&s->record_file, &s->record, sizeof(s->record), o->pid);
 	else
 		(void)!ftruncate(s->record_file.fd, 0);
 }
@@ -203,6 +271,8 @@ static int open_server(struct serve *s, const struct options *o, struct ferry_fa
 		.max_bytes_per_second = o->max_rate,
 		.tls = s->job.tls,
 		.no_checksum = o->checksum == CHECKSUM_OFF,
+		.may_release = o->pid ? may_release : NULL,
+		.may_release_ctx = s,
 		.log = &s->job.report.log,
 	};
 	int rc = ferry_server_new(&s->server, &config, f);
@@ -341,6 +411,29 @@ static void tell_lost(struct serve *s, const struct ferry_failure *f)
 	report_event(&s->job.report, "pages-lost", o, NULL); /* for people it is in the log */
 }
 
+/* Nothing more can be had here, by nobody. */
+static int changed(struct serve *s, struct ferry_failure *f)
+{
+	uint64_t end_ns = ferry_now_ns() + TELL_MS * (uint64_t)FERRY_NS_PER_MS, now_ns;
+	struct ferry_server_stats stats;
+	json_t *o = json_object();
+
+	json_put(o, "error", json_text(f->text));
+	report_event(&s->job.report, "memory-changed", o, NULL); /* for people it is in the log */
+	ferry_server_stats(s->server, &stats);
+	if (stats.n_sessions_ever <= stats.n_completed) {
+		f->consequence = FERRY_REFUSE;
+		return finish(s, f, EXIT_FAILED);
+	}
+	while ((now_ns = ferry_now_ns()) < end_ns) {
+		int left_ms = (int)((end_ns - now_ns) / FERRY_NS_PER_MS) + 1;
+
+		if (ferry_server_wait(s->server, left_ms, s->job.stop_fd, NULL) < 0)
+			break;
+	}
+	return finish(s, f, EXIT_LOST);
+}
+
 static int serve(struct serve *s, const struct options *o)
 {
 	for (;;) {
@@ -358,6 +451,8 @@ static int serve(struct serve *s, const struct options *o)
 			report_link_lost(&s->job.report, f.text);
 		if (event == FERRY_SERVER_PAGES_LOST)
 			tell_lost(s, &f);
+		if (event == FERRY_SERVER_CHANGED)
+			return changed(s, &f);
 		if (event == FERRY_SERVER_FAILED || event == FERRY_SERVER_DAMAGED) {
 			if (o->once)
 				return finish(s, &f,
@@ -370,6 +465,7 @@ static int serve(struct serve *s, const struct options *o)
 		keep_record(s, o, &stats);
 		report_server(&s->job.report, &stats);
 		tell_completed(s, &stats);
+		look_still(s);
 		if (o->once && event == FERRY_SERVER_COMPLETED)
 			return finish(s, &f, EXIT_DONE);
 	}
@@ -377,7 +473,8 @@ static int serve(struct serve *s, const struct options *o)
 
 static int run(const struct options *o)
 {
-	struct serve s = {.listen_fd = -1, .record_file = FERRY_KEEP_NONE};
+	struct serve s = {
+		.listen_fd = -1, .record_file = FERRY_KEEP_NONE, .still = FERRY_STILL_NONE};
 	struct ferry_failure f = {0};
 	int status;
 
@@ -389,6 +486,7 @@ static int run(const struct options *o)
 	for (uint32_t i = 0; i < s.n_sources; i++)
 		ferry_source_free(s.sources[i]);
 	ferry_close(s.listen_fd);
+	ferry_still_close(&s.still);
 	ferry_keep_close(&s.record_file, !s.is_recorded);
 	job_close(&s.job);
 	return status;

@@ -20,6 +20,8 @@ struct command {
 	const char *summary;		  /* one line */
 	const char *notes;		  /* behind the options in --help; may be NULL */
 	const struct option_def *options; /* the last has no name */
+	unsigned int may_need; /* enum isolation_need, of all that --supervise can start; 0 without
+				  that */
 
 	/*
 	 * What no single option can tell: contradictions, one of several missing. May be NULL.

@@ -21,11 +21,9 @@ static const struct {
 	unsigned int need;
 	cap_value_t cap;
 } kept[] = {
-	{ISOLATION_PTRACE, CAP_SYS_PTRACE},
-	{ISOLATION_PROC, CAP_DAC_READ_SEARCH},
-	{ISOLATION_SECCOMP, CAP_SYS_ADMIN},
-	{ISOLATION_SOCKET, CAP_DAC_OVERRIDE},
-	{ISOLATION_KILL, CAP_KILL},
+	{ISOLATION_PTRACE, CAP_SYS_PTRACE}, {ISOLATION_PROC, CAP_DAC_READ_SEARCH},
+	{ISOLATION_SECCOMP, CAP_SYS_ADMIN}, {ISOLATION_SOCKET, CAP_DAC_OVERRIDE},
+	{ISOLATION_KILL, CAP_KILL},	    {ISOLATION_BIND, CAP_NET_BIND_SERVICE},
 };
 
 static bool is_needed(unsigned int needs, cap_value_t cap)
@@ -53,7 +51,8 @@ static void drop_bounds(unsigned int needs)
 	}
 }
 
-int isolation_narrow(unsigned int needs, struct ferry_failure *f)
+/* @in_effect: or else there to be taken, by us or by a child. */
+static int narrow(unsigned int needs, bool in_effect, struct ferry_failure *f)
 {
 	cap_t now = cap_get_proc(), then = cap_init();
 	int rc = 0;
@@ -68,7 +67,8 @@ int isolation_narrow(unsigned int needs, struct ferry_failure *f)
 		if (!(needs & kept[i].need) || !has(now, cap, CAP_PERMITTED))
 			continue;
 		cap_set_flag(then, CAP_PERMITTED, 1, &cap, CAP_SET);
-		cap_set_flag(then, CAP_EFFECTIVE, 1, &cap, CAP_SET);
+		if (in_effect)
+			cap_set_flag(then, CAP_EFFECTIVE, 1, &cap, CAP_SET);
 	}
 	drop_bounds(needs);
 	cap_reset_ambient();
@@ -78,6 +78,11 @@ out:
 	cap_free(now);
 	cap_free(then);
 	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "cannot give up capabilities") : 0;
+}
+
+int isolation_narrow(unsigned int needs, struct ferry_failure *f)
+{
+	return narrow(needs, true, f);
 }
 
 /* As high as we may: to what there is no limit of, or else to what the administrator allows. */
@@ -102,7 +107,7 @@ static void limit_descriptors(void)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-int isolation_enter(unsigned int needs, struct ferry_failure *f)
+static int enter(unsigned int needs, bool in_effect, struct ferry_failure *f)
 {
 	static const struct rlimit none = {0, 0};
 
@@ -114,7 +119,34 @@ int isolation_enter(unsigned int needs, struct ferry_failure *f)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "PR_SET_NO_NEW_PRIVS");
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "PR_SET_DUMPABLE");
-	return isolation_narrow(needs, f);
+	return narrow(needs, in_effect, f);
+}
+
+int isolation_enter(unsigned int needs, struct ferry_failure *f)
+{
+	return enter(needs, true, f);
+}
+
+int isolation_supervise(unsigned int needs, struct ferry_failure *f)
+{
+	return enter(needs, false, f);
+}
+
+int isolation_regain(struct ferry_failure *f)
+{
+	cap_t caps = cap_get_proc();
+	int rc = caps ? 0 : -ENOMEM;
+
+	for (size_t i = 0; i < FERRY_ARRAY_SIZE(kept) && !rc; i++) {
+		cap_value_t cap = kept[i].cap;
+
+		if (has(caps, cap, CAP_PERMITTED))
+			cap_set_flag(caps, CAP_EFFECTIVE, 1, &cap, CAP_SET);
+	}
+	if (!rc && cap_set_proc(caps) < 0)
+		rc = -errno;
+	cap_free(caps);
+	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "cannot take up capabilities") : 0;
 }
 
 /* Asked with the capabilities that override permissions out of effect for a moment. */

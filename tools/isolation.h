@@ -25,6 +25,8 @@ enum isolation_need {
 	ISOLATION_SOCKET = 1 << 3,
 	/* CAP_KILL: stop another user's process. */
 	ISOLATION_KILL = 1 << 4,
+	/* CAP_NET_BIND_SERVICE: listen on a port below 1024. */
+	ISOLATION_BIND = 1 << 5,
 };
 
 /**
@@ -41,6 +43,18 @@ int isolation_enter(unsigned int needs, struct ferry_failure *f);
 
 /* A later step: keep the capabilities of @needs, a part of those kept so far. */
 int isolation_narrow(unsigned int needs, struct ferry_failure *f);
+
+/**
+ * isolation_supervise() - for a parent that only forks and waits
+ * As isolation_enter(), but of @needs nothing is in effect: they are there for children only, which
+ * take them with isolation_regain(). No system call filter, see tools/confine.h: a child would
+ * inherit it, and who has one can't set aside that of a process it attaches to (ptrace(2),
+ * PTRACE_O_SUSPEND_SECCOMP). Errors: negative errno (REFUSE) in @f.
+ */
+int isolation_supervise(unsigned int needs, struct ferry_failure *f);
+
+/* In a child of such a parent: what the parent has, in effect. Errors: REFUSE, in @f. */
+int isolation_regain(struct ferry_failure *f);
 
 /*
  * What connecting to @path takes: ISOLATION_SOCKET when our user alone may not, ISOLATION_NOTHING

@@ -16,7 +16,8 @@ static const struct command *const commands[] = {
 static const char exit_notes[] =
 	"Exit status: 0 done; 1 failed, and the guest runs on the source or nothing was changed;\n"
 	"2 wrong usage; 3 the guest is on the target and waits for recovery; 4 the guest is "
-	"lost.\n";
+	"lost;\n"
+	"5 everything is there, but --verify found it to be another's, or could not tell.\n";
 
 static const struct command *find_command(const char *name)
 {

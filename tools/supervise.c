@@ -2,6 +2,9 @@
 /*
  * The parent holds no descriptor of the guest's and needs none: the userfaultfd that keeps missing
  * pages missing is open in the guest's own process, where the next child finds it.
+ *
+ * It reads nothing but signals and how its child has ended. The capabilities that a child may need
+ * are not in effect in it.
  */
 #include "tools/supervise.h"
 
@@ -13,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "tools/isolation.h"
 #include "tools/json.h"
 
 /* One that is killed at once every time would keep a processor busy. */
@@ -31,6 +35,23 @@ static void tell(const struct command *c, const struct options *o, int sig)
 		json_print_restarted(c->name, sig);
 }
 
+/* There is no command to tell of it. */
+static int give_up(const struct command *c, const struct options *o, const char *text)
+{
+	fprintf(stderr, "pageferry %s: %s\n", c->name, text);
+	if (o->json)
+		json_print_usage_error(c->name, text, EXIT_FAILED);
+	return EXIT_FAILED;
+}
+
+static int be_child(const struct command *c, const struct options *o, const sigset_t *before)
+{
+	struct ferry_failure f = {0};
+
+	sigprocmask(SIG_SETMASK, before, NULL);
+	return isolation_regain(&f) < 0 ? give_up(c, o, f.text) : c->run(o);
+}
+
 /* The child's end; what is asked of us meanwhile is passed on. */
 static int await_child(pid_t pid, const sigset_t *set)
 {
@@ -47,8 +68,11 @@ int supervise(const struct command *c, const struct options *o)
 {
 	struct options child = *o;
 	unsigned int pause_ms = PAUSE_MIN_MS;
+	struct ferry_failure f = {0};
 	sigset_t set, before;
 
+	if (isolation_supervise(c->may_need, &f) < 0)
+		return give_up(c, o, f.text);
 	child.recover_any = !o->recover && !o->resume;
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
@@ -62,14 +86,11 @@ int supervise(const struct command *c, const struct options *o)
 		int status;
 
 		if (pid < 0) {
-			fprintf(stderr, "pageferry %s: cannot start a process: %s\n", c->name,
-				strerror(errno));
-			return EXIT_FAILED;
+			ferry_fail_errno(&f, FERRY_LINK, -errno, "cannot start a process");
+			return give_up(c, o, f.text);
 		}
-		if (!pid) {
-			sigprocmask(SIG_SETMASK, &before, NULL);
-			return c->run(&child);
-		}
+		if (!pid)
+			return be_child(c, &child, &before);
 		status = await_child(pid, &set);
 		if (!WIFSIGNALED(status))
 			return WEXITSTATUS(status);

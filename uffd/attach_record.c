@@ -5,13 +5,27 @@
 
 #include "uffd/pager.h"
 
+static void file_name(pid_t pid, char *out, size_t size)
+{
+	snprintf(out, size, "attach-%d", (int)pid);
+}
+
+enum ferry_keep_state ferry_attach_record_peek(const char *dir, pid_t pid,
+					       struct ferry_attach_record *out)
+{
+	char name[32];
+
+	file_name(pid, name, sizeof(name));
+	return ferry_keep_peek(dir, name, out, sizeof(*out));
+}
+
 int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
 			     struct ferry_attach_record *out, struct ferry_failure *f)
 {
 	char name[32];
 	int rc;
 
-	snprintf(name, sizeof(name), "attach-%d", (int)pid);
+	file_name(pid, name, sizeof(name));
 	rc = ferry_keep_open(k, dir, name, f);
 	if (rc < 0)
 		return rc;

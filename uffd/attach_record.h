@@ -29,6 +29,10 @@ struct ferry_attach_record {
 int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
 			     struct ferry_attach_record *out, struct ferry_failure *f);
 
+/* The same without taking it. */
+enum ferry_keep_state ferry_attach_record_peek(const char *dir, pid_t pid,
+					       struct ferry_attach_record *out);
+
 /**
  * ferry_attach_record_map() - what a target knows of each page, kept with the record
  * For ->kept of its config: a page that the process has discarded does not come back with the

@@ -112,12 +112,60 @@ def a_stopped_process_is_served(_):
         want = source.ask("hash")
         status, _, err = run("serve", "--pid", source.pid, "--match", source.ranges[0], "--listen", "127.0.0.1:0")
         assert status == 1 and "kill -STOP" in err, err
-        os.kill(source.pid, signal.SIGSTOP)
-        wait_for("the process has stopped", lambda: state_of(source.pid) == "T")
+        stop(source)
         with Serve("--pid", source.pid, "--match", source.ranges[0], "--once") as s:
             with Attach(target, s.address) as a:
                 a.end(0)
             s.end(0)
+        assert target.ask("hash") == want
+
+
+def stop(holder):
+    os.kill(holder.pid, signal.SIGSTOP)
+    wait_for("the process has stopped", lambda: state_of(holder.pid) == "T")
+
+
+def a_process_that_runs_while_it_is_served_is_found_out(_):
+    """Its targets are told, get nothing more, and aren't told that they have everything."""
+    for kind, ends in (("anon", False), ("memfd", False), ("memfd", True)):
+        with Holder(kind, N_PAGES * PAGE) as source, Holder("anon", N_PAGES * PAGE) as target:
+            for page in range(N_PAGES):
+                source.ask("write", page * PAGE + 9, page % 255 + 1)
+            stop(source)
+            with Serve("--pid", source.pid, "--match", source.ranges[0], "--max-rate", FEW) as s:
+                with Attach(target, s.address) as a:
+                    a.event("progress")
+                    if ends:
+                        source.child.kill()
+                    else:
+                        os.kill(source.pid, signal.SIGCONT)
+                        source.ask("write", (N_PAGES - 1) * PAGE + 9, 0)
+                        stop(source)
+                    said = "has ended" if ends else "has run meanwhile"
+                    assert said in s.event("memory-changed")["error"]
+                    last = a.end(3)
+                    assert said in last["error"], last
+                    # Who comes late hears it too, or finds nobody.
+                    with Holder("anon", N_PAGES * PAGE) as late, Attach(late, s.address) as b:
+                        b.end(1)
+                    last = s.end(4)
+                    assert said in last["error"] and last["consequence"] == "lost", last
+                target.send("byte", (N_PAGES - 1) * PAGE + 9)
+                assert not target.answers(0.2), "it got a page that was written meanwhile"
+
+
+def who_has_everything_is_not_harmed_by_what_runs_later(_):
+    with Holder("anon", 64 * PAGE) as source, Holder("anon", 64 * PAGE) as target:
+        source.ask("write", 9, 7)
+        want = source.ask("hash")
+        stop(source)
+        with Serve("--pid", source.pid, "--match", source.ranges[0]) as s:
+            with Attach(target, s.address) as a:
+                a.end(0)
+            s.event("session-completed")
+            os.kill(source.pid, signal.SIGCONT)
+            assert s.event("memory-changed")
+            assert s.end(1)["consequence"] == "refuse"
         assert target.ask("hash") == want
 
 
@@ -227,6 +275,28 @@ def recovery_needs_only_the_process(folder):
             assert "nothing to recover" in a.end(1)["error"]
 
 
+def nothing_is_recovered_for_a_process_that_has_ended(folder):
+    """Whether its parent has waited for it or not, and whether the command that filled it is supervised or not."""
+    os.environ["RUNTIME_DIRECTORY"] = folder  # others would sweep the record
+    data = content(N_PAGES, seed=5)
+    path = write_file(folder, data)
+    for reaped in (False, True):
+        with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+            with Attach(h, s.address, "--max-rate", FEW) as a:
+                a.event("progress")
+                a.child.kill()
+                a.rest()
+            h.child.kill()
+            wait_for("the process has ended", lambda: state_of(h.pid) == "Z")
+            if reaped:
+                h.child.wait()
+            for how in (("--recover",), ("--recover", "--supervise"),
+                        ("--supervise", "--match", h.ranges[0], "--from", s.address)):
+                with Run("attach", "--json", "--pid", h.pid, *how) as a:
+                    last = a.end(4)
+                assert f"process {h.pid} has ended" in last["error"] and last["consequence"] == "lost", last
+
+
 def what_was_discarded_does_not_come_back(folder):
     """The process gives pages up, some that had come and some that had not; then attach is killed."""
     data = os.urandom(N_PAGES * PAGE)
@@ -296,6 +366,28 @@ def a_killed_server_is_resumed_with_the_same_memory_only(folder):
                 a.end(0)
 
 
+def what_a_killed_server_left_goes_with_its_file(folder):
+    os.environ["RUNTIME_DIRECTORY"] = folder
+    data = content(N_PAGES, seed=6)
+    path = write_file(folder, data, "first")
+    other = write_file(folder, data, "second")
+    with Serve("--file", path) as s, Serve("--file", path) as idle:
+        with Holder("anon", len(data)) as h, Attach(h, s.address, "--max-rate", FEW) as a:
+            a.event("progress")
+            wait_for("the server has noted the target", lambda: os.path.getsize(record_of(s.address)))
+            for one in (s, idle):
+                one.child.kill()
+                one.rest()
+    assert os.path.exists(record_of(s.address)) and os.path.exists(record_of(idle.address))
+    for gone in (False, True):
+        if gone:
+            os.unlink(path)
+        with Serve("--file", other) as again:
+            assert os.path.exists(record_of(s.address)) != gone
+            assert not os.path.exists(record_of(idle.address)) or again.address == idle.address
+            assert again.stop()[0] == 0
+
+
 def read(path):
     with open(path, "rb") as f:
         return f.read()
@@ -349,6 +441,29 @@ def a_killed_server_is_waited_for(folder):
                 assert h.ask("hash") == sha(data)
                 last = a.end(0)
                 assert last["resumes"] >= 1, last
+
+
+def niceness(pid):
+    """Of each thread, sorted."""
+    out = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/stat", encoding="utf-8") as f:
+            out.append(int(f.read().rpartition(")")[2].split()[16]))
+    return sorted(out)
+
+
+def threads_that_others_wait_for_come_first_on_the_processor(folder):
+    """The push comes after what is urgent: that is raised, or, where it may not be, the push is lowered."""
+    data = content(N_PAGES)
+    path = write_file(folder, data)
+    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+        without = len(niceness(s.pid))
+        with Attach(h, s.address, "--max-rate", FEW) as a:
+            a.event("stage", stage="push")
+            wait_for("the push has a thread", lambda: len(niceness(s.pid)) > without)
+            wait_for("the push has its priority", lambda: len(set(niceness(s.pid))) > 1)
+            source, target = niceness(s.pid), niceness(a.pid)
+            assert source[0] in (0, -10) and target[0] == source[0] and target[1] >= 0, (source, target)
 
 
 def the_end_of_the_process_is_told(folder):
@@ -449,16 +564,21 @@ if __name__ == "__main__":
                 anonymous_memory_becomes_the_file_while_it_is_touched,
                 several_files_are_several_regions_over_a_unix_socket,
                 a_stopped_process_is_served,
+                a_process_that_runs_while_it_is_served_is_found_out,
+                who_has_everything_is_not_harmed_by_what_runs_later,
                 failing_to_begin_changes_nothing,
                 no_such_process_and_ordinary_files_are_refused,
                 attach_is_stopped_and_recovered,
                 what_an_earlier_attach_left_is_not_attached_to_again,
                 recovery_needs_only_the_process,
+                nothing_is_recovered_for_a_process_that_has_ended,
                 what_was_discarded_does_not_come_back,
                 a_supervised_attach_goes_on_by_itself,
                 a_killed_server_is_waited_for,
                 a_killed_server_is_resumed_with_the_same_memory_only,
                 what_is_left_of_other_memory_is_replaced,
+                what_a_killed_server_left_goes_with_its_file,
+                threads_that_others_wait_for_come_first_on_the_processor,
                 the_end_of_the_process_is_told,
                 a_server_that_is_stopped_under_a_target_says_so,
                 plain_output_is_for_people,

@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 
-from cli_support import PAGE, Holder, Run, Serve, content, main, need_root, state_of, wait_for
+from cli_support import PAGE, Holder, Run, Serve, Skip, content, main, need_root, state_of, wait_for
 from handler_support import Handler, Vmm
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
 from cloud_hypervisor_target import CloudHypervisor, make_snapshot  # noqa: E402
 
-CAP = {"dac_override": 1, "dac_read_search": 2, "sys_ptrace": 19, "sys_admin": 21}
+CAP = {"dac_override": 1, "dac_read_search": 2, "kill": 5, "net_bind_service": 10, "sys_ptrace": 19, "sys_admin": 21}
 
 
 def mask(*names):
@@ -35,13 +35,16 @@ def is_sanitized():
     return any(name in libraries for name in ("libasan", "libtsan", "libubsan"))
 
 
-def check_threads(pid, allowed, bound=None, confined=True):
-    """Every thread has just these capabilities, and no way to others. @bound: of a root's exec."""
+def check_threads(pid, allowed, bound=None, confined=True, in_effect=None):
+    """Every thread has just these capabilities, and no way to others. @bound: of a root's exec.
+
+    @in_effect: where they are not all of @allowed.
+    """
     for task in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as f:
             field = dict(line.split(":", 1) for line in f.read().splitlines() if ":" in line)
-        for name in ("CapPrm", "CapEff"):
-            assert int(field[name], 16) == allowed, (name, field[name], field["Name"])
+        for name, wanted in (("CapPrm", allowed), ("CapEff", allowed if in_effect is None else in_effect)):
+            assert int(field[name], 16) == wanted, (name, field[name], field["Name"])
         assert bound is None or int(field["CapBnd"], 16) == bound, field["CapBnd"]
         assert int(field["CapInh"], 16) == 0 and int(field["CapAmb"], 16) == 0
         assert field["NoNewPrivs"].strip() == "1"
@@ -127,6 +130,81 @@ def a_switchover_takes_access_to_qemu(folder):
             r.end(1)
 
 
+def child_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+        children = f.read().split()
+    return int(children[0]) if children else 0
+
+
+def check_supervisor(pid, *names):
+    """It forks and waits: what its children may need is there, and nothing of it in effect."""
+    assert n_threads(pid) == 1
+    check_threads(pid, mask(*names), bound=mask(*names), confined=False, in_effect=0)
+    assert os.stat(f"/proc/{pid}/mem").st_uid == 0
+
+
+def the_parent_of_a_supervised_command_does_nothing_but_wait(folder):
+    need_root()
+    path = os.path.join(folder, "supervised-qmp.sock")
+    with Holder("anon", 600 * PAGE) as h, Serve("--file", memory_file(folder)) as s:
+        with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address,
+                 "--max-rate", "64K", "--supervise") as a:
+            for _ in range(2):
+                a.event("progress")
+                check_supervisor(a.pid, "sys_ptrace", "dac_read_search", "sys_admin", "dac_override", "kill",
+                                 "net_bind_service")
+                check_threads(child_of(a.pid), mask("sys_ptrace"))
+                os.kill(child_of(a.pid), signal.SIGKILL)
+                assert a.event("restarted")["signal"] == signal.SIGKILL
+            a.event("progress")
+            assert a.stop()[0] == 3
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as qmp:
+        qmp.bind(path)
+        qmp.listen(5)  # a QEMU that never says anything
+        with Run("receive", "--json", "--qmp", path, "--listen", "127.0.0.1:0", "--supervise") as r:
+            to = r.event("listening")["address"]
+            check_supervisor(r.pid, "sys_ptrace", "dac_read_search", "sys_admin", "dac_override", "net_bind_service")
+            check_threads(child_of(r.pid), mask("sys_ptrace", "dac_read_search", "sys_admin"))
+            with Run("migrate", "--json", "--qmp", path, "--to", to, "--postcopy", "--supervise") as m:
+                m.event("stage")
+                check_supervisor(m.pid, "sys_ptrace", "dac_read_search", "dac_override", "net_bind_service")
+                check_threads(child_of(m.pid), mask("sys_ptrace", "dac_read_search"))
+                m.child.send_signal(signal.SIGTERM)
+                m.end(1)
+            r.child.send_signal(signal.SIGTERM)
+            r.end(1)
+
+
+def privileged_port():
+    """One that nobody has now. The kernel chooses none of these."""
+    for port in range(1023, 512, -1):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
+            try:
+                s.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise Skip("no port below 1024 is free")
+
+
+def a_supervised_command_begins_with_what_it_needs(folder):
+    """A key that is another user's, and a port that is not everybody's."""
+    need_root()
+    path, key = os.path.join(folder, "private"), os.path.join(folder, "private", "psk")
+    os.mkdir(path, 0o700)
+    with open(key, "w", encoding="ascii") as f:
+        f.write("one:" + "5a" * 32 + "\n")
+    os.chmod(key, 0o600)
+    for name in (key, path):
+        os.chown(name, 65534, 65534)
+    port = privileged_port()
+    with Holder("anon", 600 * PAGE) as h, Serve("--file", memory_file(folder), "--psk", key) as s:
+        with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address, "--psk", key,
+                 "--metrics", f"127.0.0.1:{port}", "--supervise") as a:
+            assert a.event("metrics")["address"].endswith(f":{port}")
+            a.end(0)
+
+
 def a_handler_takes_a_look_at_who_connects(folder):
     need_root()
     path, n_bytes = memory_file(folder), 600 * PAGE
@@ -185,6 +263,8 @@ if __name__ == "__main__":
                 attaching_takes_access_to_the_process,
                 a_foreign_socket_takes_one_capability_more,
                 a_switchover_takes_access_to_qemu,
+                the_parent_of_a_supervised_command_does_nothing_but_wait,
+                a_supervised_command_begins_with_what_it_needs,
                 a_handler_takes_a_look_at_who_connects,
                 memory_stays_out_of_core_dumps_and_reach,
             ]

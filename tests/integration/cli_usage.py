@@ -216,6 +216,15 @@ def help_shows_defaults_and_units(_):
         assert words in text[c], (c, words)
 
 
+def every_exit_status_is_in_help_and_man_page(_):
+    for c in COMMANDS:
+        said = run(c, "--help")[1].partition("Exit status:")[2].replace("\n", " ")
+        listed = set(re.findall(r"(?:^|[; ])(\d) [a-z]", said))
+        page = man_text(f"pageferry-{c}.1").partition(".SH EXIT STATUS")[2].partition(".SH ")[0]
+        there = set(re.findall(r"^\.B (\d)$", page, re.M))
+        assert there and there <= listed, (c, sorted(there - listed))
+
+
 def completion_knows_values(folder):
     open(os.path.join(folder, "memory-file"), "w").close()
     assert complete("serve", "--file", folder + "/mem") == [folder + "/memory-file"]
@@ -249,6 +258,7 @@ if __name__ == "__main__":
                 every_option_is_in_help_man_page_and_completion,
                 every_command_is_in_help_man_page_and_completion,
                 help_shows_defaults_and_units,
+                every_exit_status_is_in_help_and_man_page,
                 completion_knows_values,
                 man_pages_are_sound_roff,
             ]

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 
 from cli_support import PAGE, Holder, Run, Skip, content, main, run, wait_for
 
@@ -223,6 +224,59 @@ def other_requests_are_refused_and_nobody_is_locked_out(folder):
             s.close()
 
 
+def knock(address, source=None):
+    host, port = address.rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout=30, source_address=source)
+
+
+def answer(s):
+    got = b""
+    while chunk := s.recv(65536):
+        got += chunk
+    return got
+
+
+def silent_connections_keep_nobody_waiting(folder):
+    """Those that say nothing, and those that never come to the end of what they say."""
+    with Pair(folder) as p:
+        address, held = p.attach.metrics, []
+        for said in (b"", b"GET /metrics HTTP/1.1\r\na: "):
+            held = [knock(address) for _ in range(200)]
+            for s in held:
+                try:
+                    s.sendall(said)
+                except OSError:
+                    pass  # it had to go already
+            begin = time.monotonic()
+            for _ in range(5):
+                assert get(address)
+            took = time.monotonic() - begin
+            assert took < 2, f"{took:.1f} s for five answers"
+            for s in held:
+                s.close()
+        assert int(p.holder.ask("byte", 0)) == p.data[0]
+
+
+def many_of_one_address_leave_another_alone(folder):
+    with Pair(folder) as p:
+        address = p.attach.metrics
+        with knock(address, ("127.0.0.2", 0)) as other:
+            other.sendall(b"GET /metrics HTTP/1.1\r\n")
+            held = [knock(address) for _ in range(100)]
+            assert get(address)  # so all of them were let in by now
+            other.sendall(b"Connection: close\r\nHost: x\r\n\r\n")
+            assert answer(other).startswith(b"HTTP/1.1 200 "), "it had to go for another's sake"
+            for s in held:
+                s.close()
+
+
+def a_silent_connection_is_ended_soon(folder):
+    with Pair(folder) as p, knock(p.attach.metrics) as s:
+        begin = time.monotonic()
+        answer(s)
+        assert time.monotonic() - begin < 6
+
+
 if __name__ == "__main__":
     sys.exit(
         main(
@@ -233,6 +287,9 @@ if __name__ == "__main__":
                 every_figure_is_documented,
                 only_this_host_is_listened_to,
                 other_requests_are_refused_and_nobody_is_locked_out,
+                silent_connections_keep_nobody_waiting,
+                many_of_one_address_leave_another_alone,
+                a_silent_connection_is_ended_soon,
             ]
         )
     )

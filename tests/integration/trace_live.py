@@ -15,7 +15,9 @@ import sys
 import termios
 import time
 
-from cli_support import LIMIT_S, PAGE, Holder, Run, Serve, Skip, content, die_with_parent, libc, main, run
+from cli_support import (
+    LIMIT_S, PAGE, Holder, Run, Serve, Skip, content, die_with_parent, libc, main, run, state_of, wait_for,
+)
 
 N_PAGES = 900
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
@@ -164,6 +166,7 @@ def a_source_that_stands_still_is_seen(folder):
     with Pair(folder) as p, samples(p.path) as live:
         live.event("sample", faults_stalled=0)
         p.serve.child.send_signal(signal.SIGSTOP)
+        wait_for("the source stands still", lambda: state_of(p.serve.pid) == "T")
         page = N_PAGES - 2  # not the last one, which is a hole, and may be known to be one
         p.holder.send("byte", page * PAGE)
         o = live.event("sample", faults_stalled=1)

@@ -39,11 +39,12 @@ def memory_moves(folder):
         fields = dict(line.split(":\t", 1) for line in f.read().splitlines() if ":\t" in line)
     if os.environ["FERRY_TEST_INSIDE"] == "user":
         assert int(fields["CapEff"], 16) == 0, fields["CapEff"]
-    with Holder("memfd", len(data)) as h, Serve("--file", path, "--once") as s:
-        with Run("attach", "--json", "--pid", h.pid, "--match", "ferry-test", "--from", s.address) as a:
-            assert a.end(0)["pages_known"] == 500
-        assert h.ask("hash") == hashlib.sha256(data).hexdigest()
-        s.end(0)
+    for more in ((), ("--supervise",)):
+        with Holder("memfd", len(data)) as h, Serve("--file", path, "--once") as s:
+            with Run("attach", "--json", "--pid", h.pid, "--match", "ferry-test", "--from", s.address, *more) as a:
+                assert a.end(0)["pages_known"] == 500
+            assert h.ask("hash") == hashlib.sha256(data).hexdigest()
+            s.end(0)
 
 
 def without_access_it_says_what_to_do(_):

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/keep.h"
@@ -146,6 +147,142 @@ Test(keep, those_of_others_are_removed_only_when_their_process_has_ended)
 	ferry_keep_close(&k, true);
 	open_it(&k, "live");
 	ferry_keep_close(&k, true);
+}
+
+struct file_record {
+	struct ferry_keep_head head;
+	struct ferry_keep_file file;
+};
+
+static void keep_file(const char *name, const char *path)
+{
+	struct file_record r = {0};
+	struct ferry_keep k;
+
+	ferry_keep_about(&r.file, path);
+	open_it(&k, name);
+	cr_assert_eq(ferry_keep_write(&k, &r, sizeof(r), 0), 0);
+	ferry_keep_close(&k, false);
+}
+
+static void make(const char *path)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+
+	cr_assert(fd >= 0);
+	close(fd);
+}
+
+static bool exists(const char *name)
+{
+	char path[160];
+
+	snprintf(path, sizeof(path), "%s/%s", state, name);
+	return !access(path, F_OK);
+}
+
+Test(keep, those_of_files_are_removed_only_when_their_file_is_gone)
+{
+	char a[80], b[80], other[80];
+	struct file_record r;
+	struct ferry_keep k;
+
+	snprintf(a, sizeof(a), "%s/a", dir);
+	snprintf(b, sizeof(b), "%s/b", dir);
+	snprintf(other, sizeof(other), "%s/other", dir);
+	make(a);
+	make(b);
+	keep_file("of-a", a);
+	keep_file("of-b", b);
+	keep_file("of-none", "");
+	keep("x", 1, NOBODY);
+	cr_assert_eq(ferry_keep_peek(state, "of-a", &r, sizeof(r)), FERRY_KEEP_FOUND);
+	cr_assert(exists("of-a") && exists("of-b") && exists("of-none"));
+	/* One is removed, another file takes the place of the other one. */
+	unlink(a);
+	make(other);
+	cr_assert_eq(rename(other, b), 0);
+	cr_assert_eq(ferry_keep_peek(state, "of-a", &r, sizeof(r)), FERRY_KEEP_OTHER);
+	open_it(&k, "y");
+	cr_assert(!exists("of-a") && !exists("of-b") && !exists("x"));
+	cr_assert(exists("of-none"), "what can't be told may be there");
+	ferry_keep_close(&k, true);
+	open_it(&k, "of-none");
+	ferry_keep_close(&k, true);
+	unlink(b);
+}
+
+Test(keep, empty_ones_are_removed_unless_somebody_holds_them)
+{
+	struct ferry_keep held, k;
+
+	open_it(&k, "serve-0a");
+	ferry_keep_close(&k, false);
+	cr_assert(exists("serve-0a"));
+	open_it(&k, "foreign");
+	ferry_keep_close(&k, false);
+	open_it(&held, "attach-12");
+	cr_assert(!exists("serve-0a"));
+	open_it(&k, "c");
+	cr_assert(exists("attach-12"));
+	cr_assert(exists("foreign"), "only its owner knows what it is for");
+	ferry_keep_close(&k, true);
+	ferry_keep_close(&held, true);
+	open_it(&k, "foreign");
+	ferry_keep_close(&k, true);
+}
+
+/* Many begin, end and are killed with the same few names: who holds a record has it under its name.
+ */
+static void churn(unsigned int seed)
+{
+	for (int i = 0; i < 500; i++) {
+		struct record r = {0};
+		struct ferry_keep k;
+		char name[16];
+		struct stat by_name, by_fd;
+
+		snprintf(name, sizeof(name), "serve-%d", rand_r(&seed) % 3);
+		if (ferry_keep_open(&k, state, name, &(struct ferry_failure){0}) < 0)
+			continue;
+		for (int look = 0; look < 3; look++) {
+			if (stat(k.path, &by_name) < 0 || fstat(k.fd, &by_fd) < 0 ||
+			    by_name.st_ino != by_fd.st_ino)
+				_exit(1);
+			if (look == 0)
+				(void)ferry_keep_write(&k, &r, sizeof(r),
+						       rand_r(&seed) % 2 ? NOBODY : getpid());
+			else if (rand_r(&seed) % 2)
+				(void)!ftruncate(k.fd, 0);
+		}
+		ferry_keep_close(&k, rand_r(&seed) % 2);
+	}
+	_exit(0);
+}
+
+Test(keep, who_holds_one_never_loses_it_to_a_sweep)
+{
+	struct ferry_keep k;
+	int status;
+
+	for (unsigned int i = 0; i < 6; i++) {
+		pid_t pid = fork();
+
+		cr_assert(pid >= 0);
+		if (!pid)
+			churn(i);
+	}
+	for (int i = 0; i < 6; i++) {
+		cr_assert(wait(&status) > 0);
+		cr_assert(WIFEXITED(status) && !WEXITSTATUS(status), "a record was lost");
+	}
+	for (int i = 0; i < 3; i++) {
+		char name[16];
+
+		snprintf(name, sizeof(name), "serve-%d", i);
+		open_it(&k, name);
+		ferry_keep_close(&k, true);
+	}
 }
 
 Test(keep, a_damaged_one_is_nothing)
