@@ -311,7 +311,7 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 		return rc;
 	rc = job_start(&a->job, f);
 	if (!rc)
-		rc = confine(CONFINE_ATTACHES, f);
+		rc = confine_attaching(o->pid, &a->job.report.log, f);
 	if (rc < 0)
 		return rc;
 	report_stage(&a->job.report, "connect");

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include "base/util.h"
+#include "tools/isolation.h"
 #include "uffd/kernel.h"
 
 #define UFFDIO_GROUP   0xaa00u /* all ioctls of a userfaultfd: _IO(0xaa, ...) */
@@ -297,4 +298,16 @@ int confine(unsigned int needs, struct ferry_failure *f)
 				"CONFIG_SECCOMP_FILTER, and a container that allows it",
 				strerror(-rc))
 		      : 0;
+}
+
+int confine_attaching(pid_t pid, const struct ferry_log *log, struct ferry_failure *f)
+{
+	if (!pid || !(isolation_need_of_process(pid) & ISOLATION_SECCOMP))
+		return confine(CONFINE_ATTACHES, f);
+	ferry_warn(log,
+		   "process %d has a seccomp filter, so that this command has none: the kernel "
+		   "lets nobody "
+		   "who has one set another's aside",
+		   (int)pid);
+	return 0;
 }

@@ -14,7 +14,10 @@
 #ifndef FERRY_TOOLS_CONFINE_H
 #define FERRY_TOOLS_CONFINE_H
 
+#include <sys/types.h>
+
 #include "base/error.h"
+#include "base/log.h"
 
 enum confine_need {
 	CONFINE_NOTHING = 0,
@@ -24,6 +27,13 @@ enum confine_need {
 	CONFINE_ATTACHES =
 		1 << 2, /* ptrace, descriptors and memory of another process; CONFINE_READS */
 };
+
+/*
+ * The same for who attaches to process @pid (0: unknown). Where that has a filter, as QEMU with
+ * -sandbox on does, the kernel lets nobody set it aside who has one: then there is none, which the
+ * log says, and the capabilities are all that confines.
+ */
+int confine_attaching(pid_t pid, const struct ferry_log *log, struct ferry_failure *f);
 
 /**
  * confine() - for all threads that there are, and those to come

@@ -19,7 +19,8 @@ enum isolation_need {
 	ISOLATION_PTRACE = 1 << 0,
 	/* CAP_DAC_READ_SEARCH: /proc/PID/fd and /proc/PID/pagemap are their owner's. */
 	ISOLATION_PROC = 1 << 1,
-	/* CAP_SYS_ADMIN: suspend a process's seccomp filter while it is attached to. */
+	/* CAP_SYS_ADMIN, and no filter of our own: suspend a process's seccomp filter while it is
+	   attached to. */
 	ISOLATION_SECCOMP = 1 << 2,
 	/* CAP_DAC_OVERRIDE: connect to a UNIX socket that belongs to another user. */
 	ISOLATION_SOCKET = 1 << 3,
@@ -64,5 +65,9 @@ unsigned int isolation_need_of_socket(const char *path);
 
 /* What attaching to a process takes: ISOLATION_SECCOMP too when a thread of it has a filter. */
 unsigned int isolation_need_of_process(pid_t pid);
+
+/* The process that listens on a UNIX socket, or 0 when that can't be told. "unix:" before @path is
+ * fine. */
+pid_t isolation_process_behind(const char *path);
 
 #endif

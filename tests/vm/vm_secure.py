@@ -52,9 +52,21 @@ def what_was_encrypted_does_not_go_on_without(lab):
     lab.arrived(source, target, lab.run(*resume, *ours), receive)
 
 
+def a_qemu_with_a_sandbox_is_attached_to(lab):
+    """As libvirt starts it. Its filter is set aside for one thread and a moment; in the end nothing is left in it."""
+    source = lab.new_guest(sandbox=True)
+    target = lab.target(source)
+    receive = lab.receive(target)
+    lab.arrived(source, target, lab.migrate(source, receive.address), receive)
+    fds = f"/proc/{target.pid}/fd"
+    assert not [f for f in os.listdir(fds) if "userfaultfd" in os.readlink(os.path.join(fds, f))]
+    assert any("seccomp filter" in line for line in receive.errors), receive.errors
+
+
 CASES = {case.__name__: case for case in (
     moves_over_tls_and_others_are_turned_away,
     what_was_encrypted_does_not_go_on_without,
+    a_qemu_with_a_sandbox_is_attached_to,
 )}
 
 if __name__ == "__main__":
