@@ -245,7 +245,8 @@ WRAP(void *, mmap64, (void *at, size_t len, int prot, int flags, int fd, off_t o
 
 	FAIL_WITH(STRIKE(mmap64), MAP_FAILED);
 	p = __real_mmap64(at, len, prot, flags, fd, off);
-	if (p != MAP_FAILED)
+	/* What is mapped in the place of another mapping goes with that. */
+	if (p != MAP_FAILED && !(flags & MAP_FIXED))
 		note(p, __builtin_return_address(0));
 	return p;
 }
