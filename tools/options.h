@@ -131,7 +131,8 @@ struct option_def {
 	{                                                                                          \
 		.name = "no-large-pages",                                                          \
 		.help = "leave shared memory in the small pages that it comes in; without this "   \
-			"it is put into pages of 2 MiB as it comes, where the host allows it",     \
+			"it is put into pages of 2 MiB once all is there, where the host allows "  \
+			"it",                                                                      \
 		.kind = OPTION_FLAG, OPTION_AT(no_large_pages)                                     \
 	}
 

@@ -165,8 +165,6 @@ static int handle_run(struct receiver *r)
 		return rc;
 	if (pr->encoding == FERRY_ENCODING_ZERO)
 		ferry_engine_leave_hole(t, run);
-	else if (raw)
-		ferry_engine_collapse(t, run);
 	ferry_engine_progress(t);
 	return 0;
 }

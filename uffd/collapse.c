@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Large pages for shared memory that has come.
+ * Large pages for shared memory, once all of it has come.
  *
- * Once all of an aligned block of 2 MiB is in its file, the kernel can put it into one large page
+ * The kernel can put an aligned block of 2 MiB of a file into one large page
  * (MADV_COLLAPSE, Linux 6.1). Contents and addresses stay. The guest's process then maps the block
  * by one entry, where each of 512 pages would have cost its first touch a fault, and goes on with
  * fewer misses of the TLB. Filling by large pages from the beginning is not possible: see
@@ -10,8 +10,11 @@
  *
  * What it takes:
  *   - The block lies in the process's addresses as it lies in the file, to a multiple of 2 MiB.
- *   - Every page was placed. A hole would be filled with zeros; of what userfaultfd waits for the
- * kernel doesn't do that. Once nothing is registered any more, a few holes do no harm.
+ *   - Nothing is registered any more: the kernel fills holes with zeros, and not where userfaultfd
+ *     waits for them. A few holes do no harm then.
+ *   - No page is poisoned.
+ *   - It is not in the way of the pages that are still to come: done while they came, it took as
+ * much from the push as it gave to the guest.
  *   - The host has not switched large pages off.
  * It is asked for in a mapping of our own: the page is the file's, and another process's mappings
  * would take CAP_SYS_NICE.
@@ -22,12 +25,15 @@
  *
  * Source: madvise(2), process_madvise(2); Documentation/admin-guide/mm/transhuge.rst
  */
+#include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/net.h"
 #include "uffd/engine.h"
 
 #ifndef MADV_COLLAPSE
@@ -73,15 +79,8 @@ void ferry_engine_collapse_init(struct ferry_target *t)
 				   i, r->info.desc.name);
 			continue;
 		}
-		/* Without memory for it there are small pages. */
-		(void)ferry_bitmap_init(&r->collapsed, r->bytes / BLOCK_BYTES);
+		r->collapses = true;
 	}
-}
-
-void ferry_engine_collapse_fini(struct ferry_target *t)
-{
-	for (uint32_t i = 0; i < t->n_regions; i++)
-		ferry_bitmap_fini(&t->regions[i].collapsed);
 }
 
 /* Return: 0 or a negative errno. */
@@ -101,26 +100,17 @@ static int collapse(const struct ferry_memory_file *m, uint64_t at)
 	return rc;
 }
 
-static void try_block(struct ferry_target *t, uint32_t region, uint64_t block)
+/* Return: 0, also when that took long; then *@n_failures has grown all the same. */
+static int try_block(struct ferry_target *t, const struct ferry_engine_region *r, uint64_t at,
+		     uint32_t *n_failures)
 {
-	struct ferry_engine_region *r = &t->regions[region];
-	uint32_t page_bytes = r->info.desc.page_bytes;
-	uint64_t at = first_page(r) * page_bytes + block * BLOCK_BYTES, begin = ferry_now_ns();
-	int rc;
+	uint64_t begin = ferry_now_ns();
+	int rc = collapse(&r->file, at);
 
-	/* Another thread may be at it. */
-	if (ferry_bitmap_test_and_set(&r->collapsed, block))
-		return;
-	rc = collapse(&r->file, at);
 	if (!rc)
 		atomic_fetch_add_explicit(&t->counters.large_pages, 1, memory_order_relaxed);
-	if (!rc && ferry_now_ns() - begin < LONG_NS) {
-		atomic_store_explicit(&t->collapse_failures, 0, memory_order_relaxed);
-		return;
-	}
-	if (atomic_fetch_add(&t->collapse_failures, 1) + 1 == MAX_FAILURES)
-		ferry_info(t->log, "the guest's memory stays in small pages from here on: %s",
-			   rc ? strerror(-rc) : "the kernel takes too long to find large ones");
+	*n_failures = rc || ferry_now_ns() - begin >= LONG_NS ? *n_failures + 1 : 0;
+	return rc;
 }
 
 /* Blocks that lie in the region as a whole. */
@@ -128,30 +118,7 @@ static uint64_t n_blocks(const struct ferry_engine_region *r)
 {
 	uint64_t before = first_page(r) * r->info.desc.page_bytes;
 
-	return r->collapsed.n_bits && r->bytes > before ? (r->bytes - before) / BLOCK_BYTES : 0;
-}
-
-void ferry_engine_collapse(struct ferry_target *t, const struct ferry_run *run)
-{
-	const struct ferry_engine_region *r = &t->regions[run->region];
-	const struct ferry_pager_region *p = &t->pager.regions[run->region];
-	uint64_t pages = BLOCK_BYTES / r->info.desc.page_bytes, begin = first_page(r), last;
-	uint64_t n = n_blocks(r);
-
-	last = run->first_page + run->n_pages - 1;
-	if (!n || last < begin)
-		return;
-	for (uint64_t block = run->first_page > begin ? (run->first_page - begin) / pages : 0;
-	     block < n && begin + block * pages <= last; block++) {
-		uint64_t first = begin + block * pages, end = first + pages;
-
-		if (atomic_load_explicit(&t->collapse_failures, memory_order_relaxed) >=
-		    MAX_FAILURES)
-			return;
-		if (ferry_bitmap_next_clear(&p->known, first, end) == end &&
-		    ferry_bitmap_next_set(&p->zero, first, end) == end)
-			try_block(t, run->region, block);
-	}
+	return r->collapses && r->bytes > before ? (r->bytes - before) / BLOCK_BYTES : 0;
 }
 
 static uint64_t count_zero(const struct ferry_pager_region *p, uint64_t first, uint64_t end)
@@ -165,22 +132,34 @@ static uint64_t count_zero(const struct ferry_pager_region *p, uint64_t first, u
 	return n;
 }
 
-void ferry_engine_collapse_rest(struct ferry_target *t)
+void ferry_engine_collapse(struct ferry_target *t)
 {
+	uint32_t n_failures = 0;
+
+	/* Those are holes, which would be filled with zeros, and nobody would learn of the loss. */
+	if (atomic_load(&t->counters.pages_poisoned))
+		return;
 	for (uint32_t i = 0; i < t->n_regions; i++) {
 		const struct ferry_engine_region *r = &t->regions[i];
 		uint64_t n = n_blocks(r), pages = BLOCK_BYTES / r->info.desc.page_bytes;
 
 		for (uint64_t block = 0; block < n; block++) {
 			uint64_t first = first_page(r) + block * pages;
+			int rc;
 
-			if (atomic_load_explicit(&t->collapse_failures, memory_order_relaxed) >=
-			    MAX_FAILURES)
+			if (count_zero(&t->pager.regions[i], first, first + pages) >
+			    MAX_HOLES(pages))
+				continue;
+			rc = try_block(t, r, first * r->info.desc.page_bytes, &n_failures);
+			if (n_failures >= MAX_FAILURES) {
+				ferry_info(t->log,
+					   "the rest of the memory stays in small pages: %s",
+					   rc ? strerror(-rc)
+					      : "the kernel takes too long to find large ones");
 				return;
-			if (!ferry_bitmap_test(&r->collapsed, block) &&
-			    count_zero(&t->pager.regions[i], first, first + pages) <=
-				    MAX_HOLES(pages))
-				try_block(t, i, block);
+			}
+			if (ferry_net_wait(t->stop_fd, POLLIN, 0, -1) != -ETIMEDOUT)
+				return;
 		}
 	}
 }

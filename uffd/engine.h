@@ -31,8 +31,7 @@ struct ferry_engine_region {
 	struct ferry_memory_file file; /* written by the bulk receivers; ->fd is -1 for none */
 	_Atomic uint64_t start; /* moves when the guest's process remaps it */
 	uint64_t bytes;
-	struct ferry_bitmap
-		collapsed; /* blocks of 2 MiB that were tried; empty: none is. See collapse.c */
+	bool collapses; /* into large pages in the end: see collapse.c */
 };
 
 /* Are its pages zero once they are discarded? See fill.c. */
@@ -125,7 +124,6 @@ struct ferry_target {
 	_Atomic bool link_up, gone, complete;
 	_Atomic bool lost_said; /* in this epoch */
 	_Atomic uint32_t n_holes_left; /* ranges that may still be unregistered early */
-	_Atomic uint32_t collapse_failures; /* in a row */
 
 	pthread_mutex_t overtaken_lock;
 	struct ferry_engine_overtaken overtaken[FERRY_ENGINE_OVERTAKEN];
@@ -216,13 +214,9 @@ void ferry_engine_leave_hole(struct ferry_target *t, const struct ferry_run *run
 
 /* The regions' files are open: see which of them can have large pages. */
 void ferry_engine_collapse_init(struct ferry_target *t);
-void ferry_engine_collapse_fini(struct ferry_target *t);
 
-/* A run was placed: put blocks of it that are whole now into large pages. Any thread. */
-void ferry_engine_collapse(struct ferry_target *t, const struct ferry_run *run);
-
-/* Everything is known and nothing is registered any more: the blocks that are left. */
-void ferry_engine_collapse_rest(struct ferry_target *t);
+/* Everything is known and nothing is registered any more: make large pages of it. */
+void ferry_engine_collapse(struct ferry_target *t);
 
 /* --- fault_loop.c --------------------------------------------------------------------------- */
 

@@ -696,7 +696,7 @@ static void session_run(struct session *s)
 				ferry_warn(t->log, "everything is resident, but the source was not "
 						   "told: %s",
 					   s->why.text);
-			ferry_engine_collapse_rest(t);
+			ferry_engine_collapse(t);
 			ferry_engine_notify(t, FERRY_TARGET_COMPLETE, NULL);
 			return;
 		}

@@ -709,7 +709,6 @@ void ferry_target_free(struct ferry_target *t)
 	ferry_engine_link_close(&t->incoming);
 	ferry_target_meeting_end(t->meeting);
 	ferry_pager_fini(&t->pager);
-	ferry_engine_collapse_fini(t);
 	for (uint32_t i = 0; i < t->n_regions; i++)
 		ferry_memory_file_close(&t->regions[i].file);
 	if (t->verify)

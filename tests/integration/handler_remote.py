@@ -3,12 +3,13 @@
 """VMs restored by 'pageferry handler' from a page server elsewhere."""
 import json
 import os
+import select
 import signal
 import socket
 import sys
 from contextlib import ExitStack
 
-from cli_support import Serve, main, need_root, run, wait_for
+from cli_support import LIMIT_S, Serve, main, need_root, run, wait_for
 from handler_support import MIB, HandedOver, Handler, Vmm, snapshot
 from microvm_support import Forwarder
 
@@ -96,16 +97,18 @@ def vm_that_waits_keeps_the_handler_trying(folder):
         name = os.path.join(folder, "early.sock")
         s.bind(name)
         s.listen()
-        with Vmm(name, path, 8 * MIB) as vm, HandedOver(s, name, "--from", there) as h:
-            vm.connected().send("touch", 100)
-            assert "pages.sock" in h.event("link-lost")["error"]
-            assert h.event("vm-trouble")["vmm_pid"] == vm.pid
-            assert vm.is_silent(0)
-            with Serve("--file", path, listen=there):
-                assert vm.answer()["bad"] == 0
-                vm.good("verify")
-                h.event("vm-complete")
-            assert h.stop()[0] == 0
+        with Vmm(name, path, 8 * MIB) as vm:
+            assert select.select([s], [], [], LIMIT_S)[0], "the VMM does not connect"
+            with HandedOver(s, name, "--from", there) as h:
+                vm.connected().send("touch", 100)
+                assert "pages.sock" in h.event("link-lost")["error"]
+                assert h.event("vm-trouble")["vmm_pid"] == vm.pid
+                assert vm.is_silent(0)
+                with Serve("--file", path, listen=there):
+                    assert vm.answer()["bad"] == 0
+                    vm.good("verify")
+                    h.event("vm-complete")
+                assert h.stop()[0] == 0
 
 
 def vm_outlives_a_first_worker_that_fails(folder):
