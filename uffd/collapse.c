@@ -11,10 +11,9 @@
  * What it takes:
  *   - The block lies in the process's addresses as it lies in the file, to a multiple of 2 MiB.
  *   - Nothing is registered any more: the kernel fills holes with zeros, and not where userfaultfd
- *     waits for them. A few holes do no harm then.
- *   - No page is poisoned.
- *   - It is not in the way of the pages that are still to come: done while they came, it took as
- * much from the push as it gave to the guest.
+ *     waits for them. So there may be a few, of pages that are zero.
+ *   - It is not in the way of pages that are still to come: done while they came, it took as much
+ *     from the push as it gave to the guest.
  *   - The host has not switched large pages off.
  * It is asked for in a mapping of our own: the page is the file's, and another process's mappings
  * would take CAP_SYS_NICE.
@@ -121,24 +120,35 @@ static uint64_t n_blocks(const struct ferry_engine_region *r)
 	return r->collapses && r->bytes > before ? (r->bytes - before) / BLOCK_BYTES : 0;
 }
 
-static uint64_t count_zero(const struct ferry_pager_region *p, uint64_t first, uint64_t end)
+/*
+ * Holes of the file would be filled with zeros. That is right for pages which the source said are zero, of
+ * which there must be few; others are poisoned, or the guest has given them back.
+ */
+static bool may_be_whole(const struct ferry_engine_region *r, const struct ferry_bitmap *zero,
+			 uint64_t first, uint64_t end)
 {
-	uint64_t n = 0;
+	uint32_t page_bytes = r->info.desc.page_bytes;
+	uint64_t at = first, n_holes = 0;
 
-	while ((first = ferry_bitmap_next_set(&p->zero, first, end)) < end) {
-		n++;
-		first++;
+	while (at < end) {
+		uint64_t from = at * page_bytes, to = end * page_bytes, data;
+		int rc = ferry_memory_file_next(&r->file, &from, &to, end * page_bytes);
+
+		if (rc < 0)
+			return false;
+		data = rc ? from / page_bytes : end;
+		if (ferry_bitmap_next_clear(zero, at, data) < data)
+			return false;
+		n_holes += data - at;
+		at = rc ? to / page_bytes : end;
 	}
-	return n;
+	return n_holes <= MAX_HOLES(end - first);
 }
 
 void ferry_engine_collapse(struct ferry_target *t)
 {
 	uint32_t n_failures = 0;
 
-	/* Those are holes, which would be filled with zeros, and nobody would learn of the loss. */
-	if (atomic_load(&t->counters.pages_poisoned))
-		return;
 	for (uint32_t i = 0; i < t->n_regions; i++) {
 		const struct ferry_engine_region *r = &t->regions[i];
 		uint64_t n = n_blocks(r), pages = BLOCK_BYTES / r->info.desc.page_bytes;
@@ -147,8 +157,7 @@ void ferry_engine_collapse(struct ferry_target *t)
 			uint64_t first = first_page(r) + block * pages;
 			int rc;
 
-			if (count_zero(&t->pager.regions[i], first, first + pages) >
-			    MAX_HOLES(pages))
+			if (!may_be_whole(r, &t->pager.regions[i].zero, first, first + pages))
 				continue;
 			rc = try_block(t, r, first * r->info.desc.page_bytes, &n_failures);
 			if (n_failures >= MAX_FAILURES) {

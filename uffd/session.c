@@ -716,10 +716,11 @@ static void give_up_source(struct session *s)
 	int rc = ferry_engine_lose_missing(t, &s->why);
 
 	report_first(s, 0);
-	if (rc < 0 && !stopping(t)) {
+	/* What is missing still must stay registered: its threads would read zeros. */
+	if (rc < 0 && !stopping(t))
 		ferry_engine_notify(t, FERRY_TARGET_FAILED, &s->why);
+	if (rc < 0)
 		return;
-	}
 	let_go(s);
 	ferry_engine_notify(t, FERRY_TARGET_COMPLETE, NULL);
 }
