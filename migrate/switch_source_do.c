@@ -27,8 +27,7 @@
 #define STATE_NAME	  "pageferry-state" /* of the pipe, at QEMU */
 #define TELL_TARGET                                                                                \
 	"what is missing is lost. There, 'pageferry receive --recover --source-lost --on-lost "    \
-	"poison' "                                                                                 \
-	"says so, so that nobody waits for it any more"
+	"poison' says so, so that nobody waits for it any more"
 #define EPOCHS_EACH_BITS  20		    /* more than one process ever gets through */
 
 /* --- endings -------------------------------------------------------------------------------- */
@@ -248,8 +247,7 @@ static enum ferry_switch_event look_back(struct ferry_switch_source *s)
 	if (strcmp(status, "postmigrate")) {
 		ferry_fail(&s->why, FERRY_LOST, -ESTALE,
 			   "the guest was given away, and has been resumed here since ('%s'): its "
-			   "memory "
-			   "is no longer what the guest lacks at the target, and can't be "
+			   "memory is no longer what the guest lacks at the target, and can't be "
 			   "served; " TELL_TARGET,
 			   status);
 		return FERRY_EV_ORPHAN_LEFT;
@@ -325,8 +323,7 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 	if (rc == -ENOENT && s->config->recovery == FERRY_RECOVER_ONLY)
 		ferry_fail(&s->why, FERRY_REFUSE, rc,
 			   "%s: no such socket. If QEMU has ended, so has the memory that the "
-			   "guest may "
-			   "lack at the target, and " TELL_TARGET,
+			   "guest may lack at the target, and " TELL_TARGET,
 			   s->config->qmp_path);
 	if (!rc)
 		rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);

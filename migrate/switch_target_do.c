@@ -156,10 +156,10 @@ static enum ferry_switch_event look_back(struct ferry_switch_target *s)
 	if (found < 0)
 		return FERRY_EV_ORPHAN_LEFT;
 	if (found && s->config->source_lost && s->entry.phase < FERRY_JOURNAL_COMMITTED) {
-		ferry_fail(&s->why, FERRY_REFUSE, -EEXIST,
-			   "the source has never said that the guest was given up there, so that "
-			   "it may run "
-			   "on: if it does not, end this QEMU, and start the guest anew");
+		ferry_fail(
+			&s->why, FERRY_REFUSE, -EEXIST,
+			"the source has never said that the guest was given up there, so that "
+			"it may run on: if it does not, end this QEMU, and start the guest anew");
 		return FERRY_EV_ORPHAN_LEFT;
 	}
 	if (found && !s->config->source_lost &&

@@ -275,7 +275,9 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 	int rc;
 
 	/* Whatever fails before we have looked: the process waits. */
-	a->recovers = o->recover;
+	a->recovers = o->recover ||
+		      (o->recover_any &&
+		       ferry_attach_record_peek(NULL, o->pid, &a->record) == FERRY_KEEP_FOUND);
 	a->job.may_trace = true;
 	rc = job_open(&a->job, "attach", o, f);
 

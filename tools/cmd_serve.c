@@ -167,20 +167,13 @@ static void condemn(struct serve *s, int looked)
 {
 	char text[FERRY_MAX_TEXT];
 
-	if (looked == -ESRCH)
-		snprintf(text, sizeof(text),
-			 "process %d, whose memory is served, has ended, and may have run before: "
-			 "its "
-			 "targets can't be given the rest of it; what they have may be of two "
-			 "moments",
-			 (int)s->still.pid);
-	else
-		snprintf(text, sizeof(text),
-			 "process %d, whose memory is served, has run meanwhile (was it "
-			 "continued?): its "
-			 "targets can't be given the rest of it; what they have may be of two "
-			 "moments",
-			 (int)s->still.pid);
+	snprintf(text, sizeof(text),
+		 "process %d, whose memory is served, has %s: its targets can't be given the rest "
+		 "of it; "
+		 "what they have may be of two moments",
+		 (int)s->still.pid,
+		 looked == -ESRCH ? "ended, and may have run before"
+				  : "run meanwhile (was it continued?)");
 	ferry_server_condemn(s->server, text);
 }
 

@@ -72,8 +72,8 @@ void ferry_engine_collapse_init(struct ferry_target *t)
 		if ((atomic_load(&r->start) - r->file.offset) % BLOCK_BYTES) {
 			ferry_info(t->log,
 				   "region %u ('%s') does not begin at a multiple of 2 MiB in the "
-				   "guest's "
-				   "process, so that it stays in small pages; QEMU has align=2M of "
+				   "guest's process, so that it stays in small pages; QEMU has "
+				   "align=2M of "
 				   "memory-backend-file for that",
 				   i, r->info.desc.name);
 			continue;

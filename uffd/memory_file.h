@@ -11,8 +11,8 @@
  *     it must be written in one go, from memory that is certain to be there: of pages that the
  *     writer's own page table had to find, a part could be missing for a moment, and the kernel
  *     would show zeros in its place. Hence the way through a pipe, which holds the pages
- * themselves. And pages of the file must be of the ordinary size: of a large one that is written in
- * part the kernel shows the rest as zeros.
+ *     themselves. And pages of the file must be of the ordinary size: of a large one that is
+ *     written in part the kernel shows the rest as zeros.
  *   - Once. Other than UFFDIO_COPY, a write would overwrite a page that is there. Who places a page
  *     of such a region must have claimed it, see ferry_pager_claim().
  *   - Charged to the memory cgroup of the guest's process: only for one in the same as ours.

@@ -4,6 +4,7 @@
 import hashlib
 import os
 import re
+import signal
 import sys
 
 from cli_support import PAGE, Holder, Run, Serve, main
@@ -83,6 +84,24 @@ def it_can_be_written_and_discarded(folder):
         assert h.ask("byte", 9 * BLOCK + 5) == "77"  # of a file: it keeps what was written
 
 
+def lost_pages_are_not_filled_with_zeros(folder):
+    """They are holes of the file, and have to stay poisoned."""
+    path = os.path.join(folder, "memory")
+    n_lost = 20
+    with open(path, "wb") as f:
+        f.write(b"".join(data_page(i + 1) for i in range(4 * PAGES)))
+    with Holder("aligned", 4 * BLOCK) as h, Serve("--file", path, "--max-rate", "4M") as s:
+        with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address,
+                 "--on-lost", "poison") as a:
+            a.event("progress")
+            os.truncate(path, 4 * BLOCK - n_lost * PAGE)
+            last = a.end(0)
+        assert last["pages_poisoned"] == n_lost and last["large_pages"] > 0, last
+        assert int(h.ask("byte", 4 * BLOCK - (n_lost + 1) * PAGE)) == data_page(4 * PAGES - n_lost)[0]
+        h.send("byte", 4 * BLOCK - PAGE)
+        assert h.child.wait(60) == -signal.SIGBUS, h.child.returncode
+
+
 def small_pages_stay_where_they_are_wanted(folder):
     with Holder("aligned", N_BLOCKS * BLOCK) as h:
         last = attach(folder, h, memory(), "--no-large-pages")
@@ -103,6 +122,7 @@ if __name__ == "__main__":
                 what_has_come_is_in_large_pages,
                 blocks_are_those_of_the_file,
                 it_can_be_written_and_discarded,
+                lost_pages_are_not_filled_with_zeros,
                 small_pages_stay_where_they_are_wanted,
                 memory_at_odd_addresses_stays_in_small_pages,
             ]

@@ -59,6 +59,14 @@ def migrate_is_resumed(lab):
     move.arrived(resumes=None)
 
 
+def kill_both(move):
+    """In the push."""
+    gate = move.until_pushing()
+    move.migrate.kill()
+    move.receive.kill()
+    gate.open(forward=False)
+
+
 def killed_once_all_is_there(lab):
     """
     A move whose 'migrate' was killed after it had learnt that the target has everything, and before it took its
@@ -113,10 +121,7 @@ def receive_killed_once_the_source_knows_that_it_has_all(lab):
 
 def both_are_killed_and_recovered(lab):
     move = Move(lab)
-    gate = move.until_pushing()
-    move.migrate.kill()
-    move.receive.kill()
-    gate.open(forward=False)
+    kill_both(move)
     move.waits()
     move.receive = lab.recover(move.target, "--recover")
     move.migrate = lab.run("migrate", "--qmp", move.source.qmp, "--resume")
@@ -126,10 +131,7 @@ def both_are_killed_and_recovered(lab):
 def what_cannot_begin_says_that_the_guest_waits(lab):
     """Status 1 would say that it runs on the source, and a supervisor would not try again."""
     move = Move(lab)
-    gate = move.until_pushing()
-    move.migrate.kill()
-    move.receive.kill()
-    gate.open(forward=False)
+    kill_both(move)
     recover, resume = ("receive", "--qmp", move.target.qmp), ("migrate", "--qmp", move.source.qmp, "--resume")
     assert "No such file" in lab.run(*recover, "--recover", "--tls", "/nonexistent").end(3)["error"]
     assert "No such file" in lab.run(*resume, "--tls", "/nonexistent").end(3)["error"]
@@ -147,10 +149,7 @@ def what_cannot_begin_says_that_the_guest_waits(lab):
 def a_source_that_was_resumed_serves_no_more(lab):
     """Its memory is another one since, whether it runs or stands still again."""
     move = Move(lab, receive=("--max-rate", "4M"))
-    gate = move.until_pushing()
-    move.migrate.kill()
-    move.receive.kill()
-    gate.open(forward=False)
+    kill_both(move)
     qmp = vm_support.ferryvm.Qmp(move.source.qmp)
     qmp.command("cont")
     qmp.command("stop")
