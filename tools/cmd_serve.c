@@ -169,8 +169,7 @@ static void condemn(struct serve *s, int looked)
 
 	snprintf(text, sizeof(text),
 		 "process %d, whose memory is served, has %s: its targets can't be given the rest "
-		 "of it; "
-		 "what they have may be of two moments",
+		 "of it; what they have may be of two moments",
 		 (int)s->still.pid,
 		 looked == -ESRCH ? "ended, and may have run before"
 				  : "run meanwhile (was it continued?)");
