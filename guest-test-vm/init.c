@@ -50,6 +50,8 @@
 #define COLD_ONE_IN	  256 /* operations that leave the working set */
 #define SEQUENTIAL_ONE_IN 4
 #define REWRITE_ONE_IN	  4
+#define TURN_OPS	  256 /* then a thread rests, if it is to */
+#define MAX_REST_US	  100000
 /* Bad pages that a worker can describe between two reports; more are only counted. */
 #define BAD_QUEUE 8
 
@@ -91,6 +93,7 @@ struct guest {
 	uint32_t n_ws_pages; /* the working set is the first pages of the fill */
 	uint32_t n_threads;
 	uint64_t seed;
+	uint64_t rest_ns; /* of a thread, after so many operations that a turn has */
 	uint64_t start_ns;
 	pthread_barrier_t filled;
 
@@ -278,6 +281,15 @@ static void verify_own_pages(struct worker *worker)
 	atomic_fetch_add(&guest->verify_answers, 1);
 }
 
+/* That is no stall. */
+static void rest(struct worker *worker)
+{
+	struct timespec length = {.tv_nsec = (long)worker->guest->rest_ns};
+
+	nanosleep(&length, NULL);
+	worker->last_done_ns = now_ns();
+}
+
 static void *work(void *arg)
 {
 	struct worker *worker = arg;
@@ -293,7 +305,7 @@ static void *work(void *arg)
 	pthread_barrier_wait(&guest->filled);
 
 	worker->last_done_ns = now_ns();
-	for (;;) {
+	for (uint32_t turn = 1;; turn++) {
 		uint32_t request = atomic_load(&guest->verify_request);
 
 		if (request != worker->verify_done) {
@@ -301,6 +313,8 @@ static void *work(void *arg)
 			worker->verify_done = request;
 		}
 		operate(worker);
+		if (guest->rest_ns && turn % TURN_OPS == 0)
+			rest(worker);
 	}
 	return NULL;
 }
@@ -549,6 +563,7 @@ static void size_up(struct guest *guest)
 	fill = parameter(cmdline, "ferry.fill_mib", 0) * MIB;
 	ws = parameter(cmdline, "ferry.ws_mib", 0) * MIB;
 	guest->seed = parameter(cmdline, "ferry.seed", DEFAULT_SEED);
+	guest->rest_ns = min_u64(parameter(cmdline, "ferry.rest_us", 0), MAX_REST_US) * 1000;
 	guest->n_threads = parameter(cmdline, "ferry.threads", sysconf(_SC_NPROCESSORS_ONLN));
 	if (guest->n_threads < 1 || guest->n_threads > MAX_THREADS) {
 		errno = ERANGE;

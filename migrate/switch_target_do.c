@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -437,6 +438,38 @@ static enum ferry_switch_event start_load(struct ferry_switch_target *s)
 		       : FERRY_EV_NOTHING;
 }
 
+/*
+ * QEMU takes it when it has the page that it may be waiting for, which does not come any more once
+ * the source has left.
+ * Errors: -ECANCELED, -ENOTCONN without a source, -ETIMEDOUT, send()'s.
+ */
+static int write_state(struct ferry_switch_target *s, const char *data, size_t len)
+{
+	struct pollfd p[] = {{.fd = s->load_fd, .events = POLLOUT},
+			     {.fd = s->config->stop_fd, .events = POLLIN},
+			     {.fd = s->link.fd, .events = POLLRDHUP}};
+
+	while (len) {
+		ssize_t n = send(s->load_fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+		int rc;
+
+		if (n > 0) {
+			data += n;
+			len -= (size_t)n;
+			continue;
+		}
+		if (errno != EAGAIN && errno != EINTR)
+			return -errno;
+		rc = poll(p, FERRY_ARRAY_SIZE(p), LOAD_TIMEOUT_MS);
+		if (!rc)
+			return -ETIMEDOUT;
+		if (rc < 0 || p[0].revents)
+			continue;
+		return p[1].revents ? -ECANCELED : -ENOTCONN;
+	}
+	return 0;
+}
+
 enum ferry_switch_event ferry_target_side_load(struct ferry_switch_target *s, const void *data,
 					       size_t len)
 {
@@ -452,12 +485,16 @@ enum ferry_switch_event ferry_target_side_load(struct ferry_switch_target *s, co
 		ferry_fail(&s->why, FERRY_REFUSE, -EFBIG, "there is no end to the device state");
 		return FERRY_EV_FAILED;
 	}
-	rc = ferry_net_write_all(s->load_fd, data, len, LOAD_TIMEOUT_MS, s->config->stop_fd);
+	rc = write_state(s, data, len);
 	if (!rc)
 		return FERRY_EV_NOTHING;
 	if (rc == -ECANCELED) {
 		ferry_fail(&s->why, FERRY_REFUSE, rc, "stopped by the user");
 		return FERRY_EV_USER_STOP;
+	}
+	if (rc == -ENOTCONN) {
+		ferry_fail(&s->why, FERRY_LINK, rc, "the source left while its device state was loaded");
+		return FERRY_EV_LINK_LOST;
 	}
 	ferry_fail_errno(&s->why, FERRY_REFUSE, rc,
 			 "the target's QEMU does not take the device state (its own log says why)");

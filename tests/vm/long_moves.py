@@ -154,4 +154,4 @@ def options(p):
 
 
 if __name__ == "__main__":
-    sys.exit(vm_support.main({"long_moves": moves}, options))
+    sys.exit(vm_support.main({"long_moves": moves}, options, rest=0))

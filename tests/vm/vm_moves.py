@@ -229,4 +229,4 @@ CASES = {f.__name__: f for f in (
 
 
 if __name__ == "__main__":
-    sys.exit(vm_support.main(CASES, lambda p: p.add_argument("--moves", type=int, default=4)))
+    sys.exit(vm_support.main(CASES, lambda p: p.add_argument("--moves", type=int, default=4), rest=0))

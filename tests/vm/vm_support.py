@@ -295,8 +295,8 @@ class Vm:
 class Lab:
     """Where the cases of a file find guests, commands and forwarders, and leave none behind."""
 
-    def __init__(self, folder, args):
-        self.folder, self.args = folder, args
+    def __init__(self, folder, args, rest):
+        self.folder, self.args, self.rest = folder, args, rest
         self.n = 0
         self.vms, self.others = [], []
         self.current = None  # a guest for the next case
@@ -311,7 +311,7 @@ class Lab:
         return vm
 
     def new_guest(self, **options):
-        return self.start("source", {"mem": self.args.mem, "cpus": 1, **options}, LIMIT_S)
+        return self.start("source", {"mem": self.args.mem, "cpus": 1, "rest": self.rest, **options}, LIMIT_S)
 
     def guest(self):
         """A guest that works: the one of the case before if it still does."""
@@ -437,8 +437,8 @@ def run_case(lab, name, case):
     return result
 
 
-def main(cases, options=None):
-    """Runs all cases, or those that are named."""
+def main(cases, options=None, rest=1000):
+    """Runs all cases, or those that are named. Guests rest, so that several can work on few processors (us, 0: never)."""
     p = argparse.ArgumentParser()
     p.add_argument("--tap", help="file for the results")
     p.add_argument("--mem", default="128M", help="guest RAM")
@@ -454,7 +454,7 @@ def main(cases, options=None):
     why = missing()
     with tempfile.TemporaryDirectory(prefix="ferry-vm-") as folder:
         os.environ["RUNTIME_DIRECTORY"] = folder
-        lab = Lab(folder, args)
+        lab = Lab(folder, args, rest)
         try:
             results = [f"ok - vm::{name} # SKIP {why}" if why else run_case(lab, name, case)
                        for name, case in cases.items()]
