@@ -493,7 +493,8 @@ enum ferry_switch_event ferry_target_side_load(struct ferry_switch_target *s, co
 		return FERRY_EV_USER_STOP;
 	}
 	if (rc == -ENOTCONN) {
-		ferry_fail(&s->why, FERRY_LINK, rc, "the source left while its device state was loaded");
+		ferry_fail(&s->why, FERRY_LINK, rc,
+			   "the source left while its device state was loaded");
 		return FERRY_EV_LINK_LOST;
 	}
 	ferry_fail_errno(&s->why, FERRY_REFUSE, rc,

@@ -437,7 +437,7 @@ def run_case(lab, name, case):
     return result
 
 
-def main(cases, options=None, rest=1000):
+def main(cases, options=None, rest=5000):
     """Runs all cases, or those that are named. Guests rest, so that several can work on few processors (us, 0: never)."""
     p = argparse.ArgumentParser()
     p.add_argument("--tap", help="file for the results")
