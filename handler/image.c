@@ -357,6 +357,17 @@ void ferry_image_push_first(struct ferry_image *i, bool first)
 	pthread_mutex_unlock(&i->bell_lock);
 }
 
+bool ferry_image_is_broken(struct ferry_image *i)
+{
+	bool is_broken = false;
+
+	pthread_mutex_lock(&i->bell_lock);
+	for (uint32_t n = 0; n < MAX_VIEWS; n++)
+		is_broken |= i->views[n] && ferry_server_is_broken(i->views[n]->server);
+	pthread_mutex_unlock(&i->bell_lock);
+	return is_broken;
+}
+
 enum ferry_target_event ferry_image_news(struct ferry_image *i, struct ferry_failure *f)
 {
 	enum ferry_target_event event = FERRY_TARGET_NOTHING;

@@ -84,6 +84,12 @@ static int leave(struct conn *c, struct ferry_failure *f)
 	uint8_t more;
 	int rc;
 
+	rc = c->criu->config.may_release ? c->criu->config.may_release(c->criu->config.ctx) : 0;
+	if (rc < 0)
+		return ferry_fail(
+			f, FERRY_LOST, rc,
+			"the process has run or ended meanwhile: what was given of it may be of "
+			"two moments");
 	c->is_done = true;
 	atomic_fetch_sub(&c->criu->n_connections, 1);
 	rc = ferry_net_write_all(c->fd, &status, sizeof(status), STALL_MS, c->criu->stop_fd);

@@ -25,6 +25,10 @@ struct ferry_criu_config {
 	uint32_t n_sources;
 	uint64_t pid;		      /* see ferry_criu_find() */
 	uint32_t header_bytes;	      /* FERRY_CRIU_HEADER_OLD or _NEW */
+	/* Is what was given that of one moment? 0, or a negative errno: a client that is done is
+	 * not told that we are. Connections' threads; NULL: yes. */
+	int (*may_release)(void *ctx);
+	void *ctx;
 	const struct ferry_log *log; /* borrowed; may be NULL */
 };
 

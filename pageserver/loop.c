@@ -258,6 +258,7 @@ static void give_up(struct ferry_server *s, int err)
 {
 	if (atomic_exchange(&s->stopping, true))
 		return;
+	atomic_store(&s->broken, true);
 	ferry_error(s->log, "page server: io_uring: %s", strerror(-err));
 	ferry_server_post(s, FERRY_SERVER_FAILED, FERRY_LINK, err,
 			  "the page server's io_uring broke; start the server again");

@@ -463,6 +463,11 @@ int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd, struc
 	}
 }
 
+bool ferry_server_is_broken(const struct ferry_server *s)
+{
+	return atomic_load(&s->broken);
+}
+
 int ferry_server_events_fd(const struct ferry_server *s)
 {
 	return s->event_fd;

@@ -155,6 +155,9 @@ enum ferry_server_event {
  */
 int ferry_server_wait(struct ferry_server *s, int timeout_ms, int stop_fd, struct ferry_failure *f);
 
+/* Has its io_uring broken? Then it serves nobody any more, and FAILED was told. Any thread. */
+bool ferry_server_is_broken(const struct ferry_server *s);
+
 /* Readable (POLLIN) while ferry_server_wait() has something to tell. Borrowed until _free. */
 int ferry_server_events_fd(const struct ferry_server *s);
 

@@ -331,6 +331,7 @@ struct ferry_server {
 	struct ferry_counters n;
 	atomic_bool lost_said;
 	atomic_bool paused; /* pushes wait */
+	atomic_bool broken; /* io_uring gives nothing back any more */
 	atomic_bool condemned; /* ->condemned_why is there, and doesn't change any more */
 	bool condemned_told;   /* loop thread */
 	char condemned_why[FERRY_MAX_TEXT];

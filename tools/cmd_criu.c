@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/net.h"
+#include "base/still.h"
 #include "pageserver/criu.h"
 #include "tools/confine.h"
 #include "tools/isolation.h"
@@ -18,7 +20,8 @@
 #include "tools/mappings.h"
 #include "tools/secure.h"
 
-#define LOOK_MS 100 /* how often the counters are read */
+#define LOOK_MS	      100  /* how often the counters are read */
+#define LOOK_STILL_MS 1000 /* how often it is looked whether the process has run */
 
 static const char *const header_choices[] = {"32", "24", NULL};
 
@@ -78,6 +81,9 @@ static int check(const struct options *o, struct ferry_failure *f)
 struct criu {
 	struct job job;
 	struct mappings mappings;
+	struct ferry_still still; /* of the process */
+	uint64_t still_ns;	  /* when that was looked at */
+	atomic_bool has_changed;
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	struct ferry_criu_range ranges[FERRY_MAX_REGIONS];
 	uint32_t n_sources;
@@ -111,6 +117,16 @@ static int open_process(struct criu *c, const struct options *o, struct ferry_fa
 {
 	int rc = mappings_select(o->pid, &o->matches, &c->mappings, f);
 
+	if (rc < 0)
+		return rc;
+	/* Before the first page is looked at. */
+	rc = ferry_still_open(&c->still, o->pid);
+	if (rc == -EBUSY)
+		return ferry_fail(f, FERRY_REFUSE, rc,
+				  "process %d does not stand still; stop it first (kill -STOP %d)",
+				  (int)o->pid, (int)o->pid);
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "process %d", (int)o->pid);
 	for (uint32_t i = 0; i < c->mappings.n && !rc; i++) {
 		const struct ferry_mapping *m = &c->mappings.v[i];
 		char name[FERRY_MAX_REGION_NAME];
@@ -133,6 +149,29 @@ static int open_process(struct criu *c, const struct options *o, struct ferry_fa
 	return rc;
 }
 
+/* A CRIU is done; is what it has that of one moment? Its thread. */
+static int may_release(void *ctx)
+{
+	struct criu *c = ctx;
+	int looked = ferry_still_look(&c->still);
+
+	if (!looked || looked == -ESRCH)
+		c->has_changed = true;
+	return looked == 1 ? 0 : looked ? looked : -ESTALE;
+}
+
+/* From time to time. One that has ended tells so by itself, page by page. */
+static void look_still(struct criu *c)
+{
+	uint64_t now = ferry_now_ns();
+
+	if (now - c->still_ns < LOOK_STILL_MS * (uint64_t)FERRY_NS_PER_MS)
+		return;
+	c->still_ns = now;
+	if (!ferry_still_look(&c->still))
+		c->has_changed = true;
+}
+
 static int start(struct criu *c, const struct options *o, struct ferry_failure *f)
 {
 	struct ferry_criu_config config = {
@@ -140,6 +179,8 @@ static int start(struct criu *c, const struct options *o, struct ferry_failure *
 		.ranges = c->ranges,
 		.pid = inner_pid(o->pid),
 		.header_bytes = o->criu_header == 2 ? FERRY_CRIU_HEADER_OLD : FERRY_CRIU_HEADER_NEW,
+		.may_release = may_release,
+		.ctx = c,
 		.log = &c->job.report.log,
 	};
 	int rc = job_open(&c->job, "criu", o, f);
@@ -187,6 +228,24 @@ static json_t *summary(const struct criu *c, const struct ferry_criu_stats *s)
 	return o;
 }
 
+/* Nothing more can be had here, by nobody. */
+static int changed(struct criu *c, const struct ferry_criu_stats *s, const char *text)
+{
+	struct ferry_failure f = {0};
+	json_t *o = json_object();
+
+	ferry_fail(&f, s->pages ? FERRY_LOST : FERRY_REFUSE, -ESTALE,
+		   "process %d, whose memory is served, has run or ended meanwhile (was it "
+		   "continued?): "
+		   "CRIU can't be given the rest of it%s",
+		   (int)c->still.pid,
+		   s->pages ? "; what it has may be of two moments: end what it has restored" : "");
+	json_put(o, "error", json_text(f.text));
+	report_event(&c->job.report, "memory-changed", o, NULL);
+	return report_failed(&c->job.report, &f, s->pages ? EXIT_LOST : EXIT_FAILED, summary(c, s),
+			     text);
+}
+
 /* While CRIU is connected there may be pages that it lacks. */
 static int serve(struct criu *c, const struct options *o)
 {
@@ -197,10 +256,13 @@ static int serve(struct criu *c, const struct options *o)
 
 	do {
 		is_stopped = ferry_net_wait(c->job.stop_fd, POLLIN, LOOK_MS, -1) != -ETIMEDOUT;
+		look_still(c);
 		ferry_criu_stats(c->server, &s);
-	} while (!is_stopped && !(o->once && s.n_closed));
+	} while (!is_stopped && !c->has_changed && !(o->once && s.n_closed));
 	snprintf(text, sizeof(text), "%" PRIu64 " pages given, by %" PRIu64 " requests of %u CRIUs\n",
 		 s.pages, s.requests, s.n_connections_ever);
+	if (c->has_changed)
+		return changed(c, &s, text);
 	if (!is_stopped || !s.n_connections)
 		return report_completed(&c->job.report, summary(c, &s), text);
 	ferry_fail(&f, FERRY_LINK, -ECANCELED,
@@ -211,7 +273,7 @@ static int serve(struct criu *c, const struct options *o)
 
 static int run(const struct options *o)
 {
-	struct criu c = {.listen_fd = -1};
+	struct criu c = {.listen_fd = -1, .still = FERRY_STILL_NONE};
 	struct ferry_failure f = {0};
 	int status;
 
@@ -223,6 +285,7 @@ static int run(const struct options *o)
 	for (uint32_t i = 0; i < c.n_sources; i++)
 		ferry_source_free(c.sources[i]);
 	ferry_close(c.listen_fd);
+	ferry_still_close(&c.still);
 	job_close(&c.job);
 	return status;
 }

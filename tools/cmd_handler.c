@@ -351,6 +351,13 @@ static int serve(struct handler *h)
 			tell_source(h);
 			look_ns = ferry_now_ns();
 		}
+		if (ferry_image_is_broken(h->image)) {
+			ferry_fail(&f, FERRY_LINK, -EIO,
+				   "the page server of this process broke (the log says how); VMs "
+				   "wait "
+				   "until another process has them");
+			return finish(h, &f, EXIT_WAITS);
+		}
 		if (h->alone && !h->stats.n_vms) {
 			ferry_fail(&f, FERRY_LINK, -EPIPE,
 				   "the VMs that were here are done, and no others can come; start "

@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "tools/command.h"
 
 #define LINE_FLAGS (JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(9))
 
@@ -185,7 +186,9 @@ void json_print_usage_error(const char *command, const char *text, int status)
 	json_put(o, "event", json_text("failed"));
 	json_put(o, "command", json_text(command));
 	json_put(o, "error", json_text(text));
-	json_put(o, "consequence", json_text(ferry_consequence_name(FERRY_REFUSE)));
+	json_put(o, "consequence",
+		 json_text(
+			 ferry_consequence_name(status == EXIT_WAITS ? FERRY_LINK : FERRY_REFUSE)));
 	json_put(o, "exit", json_integer(status));
 	print_line(o);
 }

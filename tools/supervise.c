@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -35,21 +36,38 @@ static void tell(const struct command *c, const struct options *o, int sig)
 		json_print_restarted(c->name, sig);
 }
 
-/* There is no command to tell of it. */
-static int give_up(const struct command *c, const struct options *o, const char *text)
+/* There is no command to tell of it. @waits: a guest may, for what one before us has left. */
+static int give_up(const struct command *c, const struct options *o, bool waits, const char *text)
 {
+	int status = waits ? EXIT_WAITS : EXIT_FAILED;
+
 	fprintf(stderr, "pageferry %s: %s\n", c->name, text);
 	if (o->json)
-		json_print_usage_error(c->name, text, EXIT_FAILED);
-	return EXIT_FAILED;
+		json_print_usage_error(c->name, text, status);
+	return status;
 }
 
-static int be_child(const struct command *c, const struct options *o, const sigset_t *before)
+static int be_child(const struct command *c, const struct options *o, bool waits,
+		    const sigset_t *before)
 {
 	struct ferry_failure f = {0};
 
 	sigprocmask(SIG_SETMASK, before, NULL);
-	return isolation_regain(&f) < 0 ? give_up(c, o, f.text) : c->run(o);
+	return isolation_regain(&f) < 0 ? give_up(c, o, waits, f.text) : c->run(o);
+}
+
+/* No process can be started now; it is tried until one can. Return: whether it goes on. */
+static bool hold_out(const struct command *c, int err, const sigset_t *set)
+{
+	const struct timespec pause = {.tv_sec = 1};
+	int sig;
+
+	fprintf(stderr, "pageferry %s: cannot start a process: %s; it is tried again\n", c->name,
+		strerror(err));
+	do
+		sig = sigtimedwait(set, NULL, &pause);
+	while (sig == SIGCHLD);
+	return sig < 0;
 }
 
 /* The child's end; what is asked of us meanwhile is passed on. */
@@ -66,13 +84,14 @@ static int await_child(pid_t pid, const sigset_t *set)
 
 int supervise(const struct command *c, const struct options *o)
 {
+	bool waits = o->recover || o->resume;
 	struct options child = *o;
 	unsigned int pause_ms = PAUSE_MIN_MS;
 	struct ferry_failure f = {0};
 	sigset_t set, before;
 
 	if (isolation_supervise(c->may_need, &f) < 0)
-		return give_up(c, o, f.text);
+		return give_up(c, o, waits, f.text);
 	child.recover_any = !o->recover && !o->resume;
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
@@ -85,12 +104,16 @@ int supervise(const struct command *c, const struct options *o)
 		pid_t pid = fork();
 		int status;
 
-		if (pid < 0) {
-			ferry_fail_errno(&f, FERRY_LINK, -errno, "cannot start a process");
-			return give_up(c, o, f.text);
-		}
+		if (pid < 0 && hold_out(c, errno, &set))
+			continue;
+		if (pid < 0)
+			return give_up(
+				c, o, waits,
+				waits ? "stopped by the user while no process could be started: "
+					"what waits for pages waits on; run the same command again"
+				      : "stopped by the user");
 		if (!pid)
-			return be_child(c, &child, &before);
+			return be_child(c, &child, waits, &before);
 		status = await_child(pid, &set);
 		if (!WIFSIGNALED(status))
 			return WEXITSTATUS(status);
@@ -101,6 +124,6 @@ int supervise(const struct command *c, const struct options *o)
 		pause_ms = pause_ms * 4 < PAUSE_MAX_MS ? pause_ms * 4 : PAUSE_MAX_MS;
 		/* It may have got further than to where there is nothing to resume yet. */
 		child.recover = child.resume = false;
-		child.recover_any = true;
+		child.recover_any = waits = true;
 	}
 }

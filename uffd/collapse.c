@@ -120,27 +120,47 @@ static uint64_t n_blocks(const struct ferry_engine_region *r)
 	return r->collapses && r->bytes > before ? (r->bytes - before) / BLOCK_BYTES : 0;
 }
 
+/* Pages of a region that have data in its file, without a hole between them. */
+struct extent {
+	uint64_t first, end;
+};
+
+/* Whether @e ends behind page @at: if not, the next one. The kernel looks at each page for that. */
+static int find_extent(const struct ferry_engine_region *r, uint64_t at, struct extent *e)
+{
+	uint32_t page_bytes = r->info.desc.page_bytes;
+	uint64_t from = at * page_bytes, to;
+	int rc;
+
+	if (at < e->end)
+		return 0;
+	rc = ferry_memory_file_next(&r->file, &from, &to, r->bytes);
+	if (rc < 0)
+		return rc;
+	e->first = (rc ? from : r->bytes) / page_bytes;
+	e->end = (rc ? to : r->bytes) / page_bytes;
+	return 0;
+}
+
 /*
  * Holes of the file would be filled with zeros. That is right for pages which the source said are zero, of
  * which there must be few; others are poisoned, or the guest has given them back.
  */
 static bool may_be_whole(const struct ferry_engine_region *r, const struct ferry_bitmap *zero,
-			 uint64_t first, uint64_t end)
+			 uint64_t first, uint64_t end, struct extent *e)
 {
-	uint32_t page_bytes = r->info.desc.page_bytes;
 	uint64_t at = first, n_holes = 0;
 
 	while (at < end) {
-		uint64_t from = at * page_bytes, to = end * page_bytes, data;
-		int rc = ferry_memory_file_next(&r->file, &from, &to, end * page_bytes);
+		uint64_t data;
 
-		if (rc < 0)
+		if (find_extent(r, at, e) < 0)
 			return false;
-		data = rc ? from / page_bytes : end;
+		data = FERRY_MIN(FERRY_MAX(e->first, at), end);
 		if (ferry_bitmap_next_clear(zero, at, data) < data)
 			return false;
 		n_holes += data - at;
-		at = rc ? to / page_bytes : end;
+		at = FERRY_MIN(e->end, end);
 	}
 	return n_holes <= MAX_HOLES(end - first);
 }
@@ -152,12 +172,14 @@ void ferry_engine_collapse(struct ferry_target *t)
 	for (uint32_t i = 0; i < t->n_regions; i++) {
 		const struct ferry_engine_region *r = &t->regions[i];
 		uint64_t n = n_blocks(r), pages = BLOCK_BYTES / r->info.desc.page_bytes;
+		struct extent data = {0};
 
 		for (uint64_t block = 0; block < n; block++) {
 			uint64_t first = first_page(r) + block * pages;
 			int rc;
 
-			if (!may_be_whole(r, &t->pager.regions[i].zero, first, first + pages))
+			if (!may_be_whole(r, &t->pager.regions[i].zero, first, first + pages,
+					  &data))
 				continue;
 			rc = try_block(t, r, first * r->info.desc.page_bytes, &n_failures);
 			if (n_failures >= MAX_FAILURES) {

@@ -25,6 +25,7 @@
 #include "driver.h"
 #include "handler/handler.h"
 #include "handler/keeper_link.h"
+#include "pageserver/server.h"
 #include "uffd/uffd.h"
 
 #define PAGE	 4096u
@@ -36,6 +37,7 @@
 
 static int snapshot_fd;
 static char folder[] = "/var/tmp/pageferry-fault-XXXXXX";
+static struct ferry_addr page_server = {.is_unix = true};
 
 static uint64_t word(uint64_t page, uint64_t i)
 {
@@ -64,6 +66,33 @@ static bool make_snapshot(void)
 			return false;
 	}
 	return true;
+}
+
+/* A process that has the snapshot. Return: its number, or -1. */
+static pid_t start_page_server(void)
+{
+	struct ferry_server_config config = {.n_sources = 1, .max_sessions = 4096};
+	struct ferry_source *source;
+	struct ferry_server *server;
+	struct ferry_failure f = {0};
+	pid_t pid;
+	int fd;
+
+	snprintf(page_server.path, sizeof(page_server.path), "%s/pages", folder);
+	fd = ferry_net_listen(&page_server, NULL);
+	pid = fd < 0 ? -1 : fork();
+	if (pid) {
+		ferry_close(fd);
+		return pid;
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	config.sources = &source;
+	if (ferry_source_open_fd(&source, "snapshot", dup(snapshot_fd), 0, BYTES, PAGE, &f) < 0 ||
+	    ferry_server_new(&server, &config, &f) < 0 || ferry_server_listen(server, fd) < 0 ||
+	    ferry_server_start(server, &f) < 0)
+		_exit(1);
+	for (;;)
+		ferry_server_wait(server, -1, -1, NULL);
 }
 
 static bool is_told(int rc, const struct ferry_failure *f)
@@ -163,6 +192,20 @@ static bool has_ended(const struct vm *v)
 	       v->state == FERRY_VM_GONE;
 }
 
+/* What became of the link to the page server is said too. Return: false when it is said badly. */
+static bool hear_of_source(struct worker *w, char *why)
+{
+	struct ferry_failure f = {0};
+	int event = WITH_FAULTS(ferry_image_news(w->image, &f));
+
+	if (event != FERRY_TARGET_LINK_LOST && event != FERRY_TARGET_FAILED)
+		return true;
+	w->n_said++;
+	if (!is_told(f.err, &f))
+		snprintf(why, 256, "the source: %d, '%.100s'", f.err, f.text);
+	return is_told(f.err, &f);
+}
+
 /* Return: whether all VMs have come to an end, or it was said why they can't. */
 static bool serve(struct worker *w, char *why)
 {
@@ -184,6 +227,8 @@ static bool serve(struct worker *w, char *why)
 			v->told = v->told || e.why.err;
 		}
 		be_keeper(w);
+		if (!hear_of_source(w, why))
+			return false;
 		all = true;
 		for (unsigned int n = 0; n < N_VMS; n++)
 			all = all && has_ended(&w->vms[n]) && w->vms[n].forgotten;
@@ -229,10 +274,14 @@ static enum fault_outcome judge_vms(const struct worker *w, char *why)
 	return n_complete ? FAULT_REFUSED : WRONG("none was served");
 }
 
-static int open_worker(struct worker *w, struct ferry_failure *f)
+/* @from: a page server; NULL: the file */
+static int open_worker(struct worker *w, const struct ferry_addr *from, struct ferry_failure *f)
 {
-	struct ferry_image_config image = {
-		.fd = snapshot_fd, .stop_fd = -1, .max_vms = N_VMS, .log = &w->log};
+	struct ferry_image_config image = {.fd = from ? -1 : snapshot_fd,
+					   .from = from,
+					   .stop_fd = -1,
+					   .max_vms = N_VMS,
+					   .log = &w->log};
 	struct ferry_handler_config config = {.max_vms = N_VMS, .start = &w->start, .log = &w->log};
 	int rc = WITH_FAULTS(ferry_image_open(&w->image, &image, f));
 
@@ -249,13 +298,12 @@ static enum fault_outcome run_worker(const void *arg, char why[256])
 	enum fault_outcome outcome;
 	int link[2], rc;
 
-	(void)arg;
 	if (ferry_keeper_pair(link) < 0)
 		return WRONG("the link");
 	w.log = (struct ferry_log){FERRY_LOG_WARN, note_line, &w};
 	w.keeper = link[0];
 	w.start.link = link[1];
-	rc = open_worker(&w, &f);
+	rc = open_worker(&w, arg, &f);
 	if (rc < 0) {
 		if (!is_told(rc, &f))
 			return WRONG("%d, '%.100s'", rc, f.text);
@@ -477,10 +525,12 @@ int main(int argc, char **argv)
 {
 	static const struct fault_scenario scenarios[] = {
 		{"worker", run_worker, NULL},
+		{"worker of a page server", run_worker, &page_server},
 		{"keeper", run_keeper, NULL},
 		{"working set", run_working_set, NULL},
 	};
 	struct ferry_uffd u;
+	pid_t pages;
 	int rc;
 
 	fault_exempt = true;
@@ -494,7 +544,13 @@ int main(int argc, char **argv)
 	json_object_seed(1); /* it opens a file for that once */
 	if (!make_snapshot() || !mkdtemp(folder))
 		return 1;
-	rc = fault_main(argc, argv, scenarios, 3);
+	pages = start_page_server();
+	if (pages < 0)
+		return 1;
+	rc = fault_main(argc, argv, scenarios, 4);
+	kill(pages, SIGKILL);
+	waitpid(pages, NULL, 0);
+	unlink(page_server.path);
 	rmdir(folder);
 	return rc;
 }

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import contextmanager
 
 PAGE = os.sysconf("SC_PAGESIZE")
 LIMIT_S = 60  # how long anything may take before a test fails
@@ -105,6 +106,20 @@ class Run:
         assert last["event"] == ("completed" if status == 0 else "failed"), last
         assert last["exit"] == status, last
         return last
+
+
+@contextmanager
+def preloaded(library, **variables):
+    """Programs that are started in here have a library that takes the place of some calls, and variables for it."""
+    before = dict(os.environ)
+    # A sanitizer's library wants to be the first, and need not be.
+    asan = before.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
+    os.environ.update(LD_PRELOAD=library, ASAN_OPTIONS=asan.lstrip(":"), **variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def run(*args, **more):

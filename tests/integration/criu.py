@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from cli_support import PAGE, Holder, Run, main, need_root, state_of, wait_for
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
-from criu_client import GET, OPEN2, CriuClient  # noqa: E402
+from criu_client import CLOSE, GET, OPEN2, CriuClient  # noqa: E402
 
 N_PAGES = 1000
 
@@ -124,6 +124,21 @@ def a_process_that_runs_is_refused(_):
             assert "STOP" in s.end(1)["error"]
 
 
+def a_process_that_runs_meanwhile_is_found_out(_):
+    """From time to time, and before a client that is done is told so; nothing is lost where nothing was given."""
+    for given, closes in ((False, False), (True, False), (True, True)):
+        with server() as (s, address, pid, start), CriuClient(address, 32) as c:
+            if given:
+                c.fetch(3, start, pid)
+            os.kill(pid, signal.SIGCONT)
+            wait_for("it has run", lambda: state_of(pid) == "S")
+            if closes:
+                c.send(CLOSE)
+                assert c.is_closed(), "it was told that all is well"
+            last = s.end(4 if given else 1)
+            assert "has run" in last["error"] and last["consequence"] == ("lost" if given else "refuse"), last
+
+
 def lost_process_gives_no_zeros(_):
     with server() as (s, address, pid, start):
         with CriuClient(address, 32) as c:
@@ -143,6 +158,7 @@ if __name__ == "__main__":
                 what_is_not_here_is_never_answered,
                 one_too_many_is_turned_away,
                 a_process_that_runs_is_refused,
+                a_process_that_runs_meanwhile_is_found_out,
                 lost_process_gives_no_zeros,
             ]
         )

@@ -17,7 +17,7 @@ import sys
 import xml.dom.minidom
 import zlib
 
-from cli_support import PAGE, Holder, Run, Serve, content, main, run, wait_for
+from cli_support import PAGE, Holder, Run, Serve, content, main, preloaded, run, wait_for
 from delay_forwarder import Forwarder
 
 N_PAGES = 3000
@@ -41,15 +41,8 @@ class SlowServe(Serve):
     """A page server whose disk takes a while for each page."""
 
     def __init__(self, so, us, *args):
-        before = dict(os.environ)
-        # A sanitizer's library wants to be the first, and need not be.
-        asan = before.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
-        os.environ.update(LD_PRELOAD=so, SLOW_PREAD_US=str(us), ASAN_OPTIONS=asan.lstrip(":"))
-        try:
+        with preloaded(so, SLOW_PREAD_US=str(us)):
             super().__init__(*args)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
 
 
 def touch(h, data, pages):

@@ -1,0 +1,119 @@
+#!/usr/bin/python3 -B
+# SPDX-License-Identifier: Apache-2.0
+"""What a running command does when the kernel gives it no process, or its io_uring breaks.
+
+    broken_calls.py PAGEFERRY LIBRARY
+"""
+import hashlib
+import os
+import signal
+import sys
+
+from cli_support import Holder, Run, Serve, content, main, need_root, preloaded, wait_for
+from handler_support import MIB, Handler, Vmm, snapshot
+
+LIBRARY = os.path.abspath(sys.argv.pop(2))
+FORK, RING = 0, 1
+N_PAGES = 1500
+
+
+class Calls:
+    """Those of the programs that are started with it."""
+
+    def __init__(self, folder, name):
+        self.path = os.path.join(folder, name)
+        with open(self.path, "wb") as f:
+            f.write(bytes(2))
+
+    def preloaded(self):
+        return preloaded(LIBRARY, BROKEN_CALLS=self.path)
+
+    def set(self, which, value):
+        with open(self.path, "r+b", buffering=0) as f:
+            f.seek(which)
+            f.write(bytes([value]))
+
+
+def child_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+        children = f.read().split()
+    return int(children[0]) if children else 0
+
+
+def a_worker_whose_io_uring_breaks_is_replaced(folder):
+    need_root()
+    path, calls = snapshot(folder, 32 * MIB), Calls(folder, "handler")
+    with calls.preloaded():
+        h = Handler(folder, "--file", path, "--max-rate", "2M")
+    with h, Vmm(h, path, 32 * MIB) as vm:
+        vm.connected().good("touch", 50)
+        before = h.worker()
+        calls.set(RING, 1)
+        vm.send("touch", 300, 2)
+        said = h.events("failed", "restarted")
+        assert "page server" in said["failed"][0]["error"] and said["restarted"][0]["restarts"] == 1, said
+        assert vm.answer()["bad"] == 0
+        assert h.worker() != before
+        vm.good("verify")
+        h.event("vm-complete", vmm_pid=vm.pid)
+        assert h.stop()[0] == 0
+
+
+def a_supervisor_waits_until_it_can_start_a_process(folder):
+    data, calls = content(N_PAGES), Calls(folder, "attach")
+    path = os.path.join(folder, "memory")
+    with open(path, "wb") as f:
+        f.write(data)
+    with Holder("anon", len(data)) as h, Serve("--file", path) as s:
+        begin = ("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address, "--max-rate", "256K",
+                 "--supervise")
+        for goes_on in (True, False):
+            with calls.preloaded():
+                a = Run(*begin)
+            with a:
+                a.event("progress")
+                calls.set(FORK, 1)
+                os.kill(child_of(a.pid), signal.SIGKILL)
+                a.event("restarted")
+                wait_for("there is no child", lambda: not child_of(a.pid))
+                if goes_on:
+                    calls.set(FORK, 0)
+                    assert int(h.ask("byte", 900 * 4096)) == data[900 * 4096]
+                    a.event("progress")
+                    a.child.send_signal(signal.SIGTERM)
+                    a.end(3)
+                else:
+                    h.send("byte", (N_PAGES - 2) * 4096)
+                    assert not h.answers(0.3), "a page came from nowhere"
+                    a.child.send_signal(signal.SIGTERM)
+                    last = a.end(3)
+                    assert "same command again" in last["error"] and last["consequence"] == "link", last
+            begin = ("attach", "--json", "--pid", h.pid, "--recover", "--max-rate", "256K", "--supervise")
+        with Run("attach", "--json", "--pid", h.pid, "--recover") as a:
+            a.end(0)
+        assert int(h.answer()) == data[(N_PAGES - 2) * 4096]
+        assert h.ask("hash") == hashlib.sha256(data).hexdigest()
+
+
+def a_supervisor_that_never_started_any_says_so(folder):
+    calls = Calls(folder, "none")
+    calls.set(FORK, 1)
+    with Holder("anon", 4096) as h, calls.preloaded():
+        for more, status in (((), 1), (("--recover",), 3)):
+            args = more or ("--match", h.ranges[0], "--from", "127.0.0.1:9")
+            with Run("attach", "--json", "--pid", h.pid, "--supervise", *args) as a:
+                wait_for("it tells", lambda: b"tried again" in os.read(a.child.stderr.fileno(), 4096))
+                a.child.send_signal(signal.SIGTERM)
+                assert "stopped by the user" in a.end(status)["error"]
+
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            [
+                a_worker_whose_io_uring_breaks_is_replaced,
+                a_supervisor_waits_until_it_can_start_a_process,
+                a_supervisor_that_never_started_any_says_so,
+            ]
+        )
+    )
