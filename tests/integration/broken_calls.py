@@ -40,6 +40,10 @@ def child_of(pid):
     return int(children[0]) if children else 0
 
 
+def tells_of_trying(a):
+    wait_for("it tells", lambda: b"tried again" in os.read(a.child.stderr.fileno(), 4096))
+
+
 def a_worker_whose_io_uring_breaks_is_replaced(folder):
     need_root()
     path, calls = snapshot(folder, 32 * MIB), Calls(folder, "handler")
@@ -75,7 +79,8 @@ def a_supervisor_waits_until_it_can_start_a_process(folder):
                 calls.set(FORK, 1)
                 os.kill(child_of(a.pid), signal.SIGKILL)
                 a.event("restarted")
-                wait_for("there is no child", lambda: not child_of(a.pid))
+                tells_of_trying(a)
+                assert not child_of(a.pid)
                 if goes_on:
                     calls.set(FORK, 0)
                     assert int(h.ask("byte", 900 * 4096)) == data[900 * 4096]
@@ -102,7 +107,7 @@ def a_supervisor_that_never_started_any_says_so(folder):
         for more, status in (((), 1), (("--recover",), 3)):
             args = more or ("--match", h.ranges[0], "--from", "127.0.0.1:9")
             with Run("attach", "--json", "--pid", h.pid, "--supervise", *args) as a:
-                wait_for("it tells", lambda: b"tried again" in os.read(a.child.stderr.fileno(), 4096))
+                tells_of_trying(a)
                 a.child.send_signal(signal.SIGTERM)
                 assert "stopped by the user" in a.end(status)["error"]
 
