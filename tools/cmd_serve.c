@@ -384,6 +384,28 @@ static int stopped(struct serve *s, const struct options *o)
 	return finish(s, &f, EXIT_DONE);
 }
 
+/* Its targets get nothing more from this process, but from another one of us. */
+static int broken(struct serve *s, const struct options *o)
+{
+	struct ferry_server_stats stats;
+	struct ferry_failure f = {0};
+	uint32_t n;
+
+	ferry_server_stats(s->server, &stats);
+	keep_record(s, o, &stats);
+	n = stats.n_sessions_ever - stats.n_completed;
+	if (!n) {
+		ferry_fail(&f, FERRY_REFUSE, -EIO,
+			   "io_uring broke (the log says how); run the same command again");
+		return finish(s, &f, EXIT_FAILED);
+	}
+	ferry_fail(&f, FERRY_LINK, -EIO,
+		   "io_uring broke (the log says how), and %u target%s not complete and wait%s for "
+		   "pages; run the same command with --resume",
+		   n, n == 1 ? " is" : "s are", n == 1 ? "s" : "");
+	return finish(s, &f, EXIT_WAITS);
+}
+
 static void tell_failed(struct serve *s, const struct ferry_failure *f)
 {
 	json_t *o = json_object();
@@ -439,6 +461,8 @@ static int serve(struct serve *s, const struct options *o)
 			ferry_fail_errno(&f, FERRY_LINK, event, "waiting for targets");
 			return finish(s, &f, EXIT_FAILED);
 		}
+		if (ferry_server_is_broken(s->server))
+			return broken(s, o);
 		if (event == FERRY_SERVER_LINK_LOST)
 			report_link_lost(&s->job.report, f.text);
 		if (event == FERRY_SERVER_PAGES_LOST)

@@ -7,6 +7,7 @@
 import hashlib
 import os
 import signal
+import socket
 import sys
 
 from cli_support import Holder, Run, Serve, content, main, need_root, preloaded, wait_for
@@ -63,6 +64,34 @@ def a_worker_whose_io_uring_breaks_is_replaced(folder):
         assert h.stop()[0] == 0
 
 
+def a_serve_whose_io_uring_breaks_ends_and_is_resumed(folder):
+    os.environ["RUNTIME_DIRECTORY"] = folder  # others would sweep the record
+    data, calls = content(N_PAGES), Calls(folder, "serve")
+    path = os.path.join(folder, "memory")
+    with open(path, "wb") as f:
+        f.write(data)
+    with calls.preloaded():
+        s, idle = Serve("--file", path), Serve("--file", path)
+    with idle:
+        calls.set(RING, 1)
+        host, port = idle.address.rsplit(":", 1)
+        with socket.create_connection((host, int(port))):
+            last = idle.end(1)
+        assert "io_uring" in last["error"] and last["consequence"] == "refuse", last
+    with s, Holder("anon", len(data)) as h:
+        with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address, "--max-rate",
+                 "256K") as a:
+            a.event("progress")
+            calls.set(RING, 1)
+            last = s.end(3)
+            assert "--resume" in last["error"] and last["consequence"] == "link", last
+            with Run("serve", "--json", "--file", path, "--listen", s.address, "--resume") as again:
+                again.event("listening")
+                assert int(h.ask("byte", 1400 * 4096)) == data[1400 * 4096]
+                a.child.send_signal(signal.SIGTERM)
+                a.end(3)
+
+
 def a_supervisor_waits_until_it_can_start_a_process(folder):
     data, calls = content(N_PAGES), Calls(folder, "attach")
     path = os.path.join(folder, "memory")
@@ -117,6 +146,7 @@ if __name__ == "__main__":
         main(
             [
                 a_worker_whose_io_uring_breaks_is_replaced,
+                a_serve_whose_io_uring_breaks_ends_and_is_resumed,
                 a_supervisor_waits_until_it_can_start_a_process,
                 a_supervisor_that_never_started_any_says_so,
             ]
