@@ -361,10 +361,11 @@ bool ferry_image_is_broken(struct ferry_image *i)
 {
 	bool is_broken = false;
 
-	pthread_mutex_lock(&i->bell_lock);
+	pthread_mutex_lock(&i->lock);
 	for (uint32_t n = 0; n < MAX_VIEWS; n++)
-		is_broken |= i->views[n] && ferry_server_is_broken(i->views[n]->server);
-	pthread_mutex_unlock(&i->bell_lock);
+		is_broken |= i->views[n] && i->views[n]->n_users &&
+			     ferry_server_is_broken(i->views[n]->server);
+	pthread_mutex_unlock(&i->lock);
 	return is_broken;
 }
 
@@ -434,6 +435,8 @@ static struct ferry_image_view **find_slot(struct ferry_image *i, const struct f
 	for (uint32_t n = 0; n < MAX_VIEWS; n++) {
 		struct ferry_image_view **slot = &i->views[n];
 
+		if (*slot && !(*slot)->n_users && ferry_server_is_broken((*slot)->server))
+			put_view(i, slot, NULL);
 		if (*slot && is_alike(&(*slot)->layout, m))
 			return slot;
 		if (!*slot)

@@ -72,7 +72,7 @@ void ferry_image_push_first(struct ferry_image *i, bool first);
 enum ferry_target_event ferry_image_news(struct ferry_image *i, struct ferry_failure *f);
 void ferry_image_stats(struct ferry_image *i, struct ferry_target_stats *out);
 
-/* Has a page server of ours broken? Its VMs get nothing more from this process. */
+/* Has a page server that VMs use broken? They get nothing more from this process. */
 bool ferry_image_is_broken(struct ferry_image *i);
 
 /* Nobody uses a view any more. NULL is fine. */

@@ -7,7 +7,6 @@
 import hashlib
 import os
 import signal
-import socket
 import sys
 
 from cli_support import Holder, Run, Serve, content, main, need_root, preloaded, wait_for
@@ -33,6 +32,10 @@ class Calls:
         with open(self.path, "r+b", buffering=0) as f:
             f.seek(which)
             f.write(bytes([value]))
+
+    def get(self, which):
+        with open(self.path, "rb") as f:
+            return f.read()[which]
 
 
 def child_of(pid):
@@ -64,20 +67,40 @@ def a_worker_whose_io_uring_breaks_is_replaced(folder):
         assert h.stop()[0] == 0
 
 
+def a_page_server_that_breaks_without_vms_is_replaced(folder):
+    """There would be nobody for whom another worker is started, and no handler for the next VM."""
+    need_root()
+    path, calls = snapshot(folder, 4 * MIB), Calls(folder, "idle")
+    with calls.preloaded():
+        h = Handler(folder, "--file", path)
+    with h:
+        worker = h.worker()
+        for again in (False, True):
+            with Vmm(h, path, 4 * MIB) as vm:
+                vm.connected().good("verify")
+                h.event("vm-complete", vmm_pid=vm.pid)
+            if not again:
+                wait_for("the VM has left", lambda: not h.status()["vm_list"])
+                calls.set(RING, 1)
+                wait_for("it has broken", lambda: not calls.get(RING))
+        assert h.worker() == worker
+        assert h.stop()[0] == 0
+
+
 def a_serve_whose_io_uring_breaks_ends_and_is_resumed(folder):
     os.environ["RUNTIME_DIRECTORY"] = folder  # others would sweep the record
-    data, calls = content(N_PAGES), Calls(folder, "serve")
+    data, calls, idle_calls = content(N_PAGES), Calls(folder, "serve"), Calls(folder, "idle-serve")
     path = os.path.join(folder, "memory")
     with open(path, "wb") as f:
         f.write(data)
-    with calls.preloaded():
-        s, idle = Serve("--file", path), Serve("--file", path)
+    with idle_calls.preloaded():
+        idle = Serve("--file", path)
     with idle:
-        calls.set(RING, 1)
-        host, port = idle.address.rsplit(":", 1)
-        with socket.create_connection((host, int(port))):
-            last = idle.end(1)
+        idle_calls.set(RING, 1)
+        last = idle.end(1)
         assert "io_uring" in last["error"] and last["consequence"] == "refuse", last
+    with calls.preloaded():
+        s = Serve("--file", path)
     with s, Holder("anon", len(data)) as h:
         with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address, "--max-rate",
                  "256K") as a:
@@ -146,6 +169,7 @@ if __name__ == "__main__":
         main(
             [
                 a_worker_whose_io_uring_breaks_is_replaced,
+                a_page_server_that_breaks_without_vms_is_replaced,
                 a_serve_whose_io_uring_breaks_ends_and_is_resumed,
                 a_supervisor_waits_until_it_can_start_a_process,
                 a_supervisor_that_never_started_any_says_so,
