@@ -77,14 +77,26 @@ static int answer(struct conn *c, const struct ferry_criu_message *get, struct f
 	return 0;
 }
 
+/* Return: as config->may_release, but for what passes; -ECANCELED when we stop. */
+static int ask_release(struct ferry_criu *s)
+{
+	for (;;) {
+		int rc = s->config.may_release ? s->config.may_release(s->config.ctx) : 0;
+
+		if (rc != -ENOMEM && rc != -EMFILE && rc != -ENFILE)
+			return rc;
+		if (ferry_net_wait(s->stop_fd, POLLIN, PAUSE_MS, -1) != -ETIMEDOUT)
+			return -ECANCELED;
+	}
+}
+
 /* The client is done, and closes when it has heard that we are. */
 static int leave(struct conn *c, struct ferry_failure *f)
 {
 	const int32_t status = 0;
 	uint8_t more;
-	int rc;
+	int rc = ask_release(c->criu);
 
-	rc = c->criu->config.may_release ? c->criu->config.may_release(c->criu->config.ctx) : 0;
 	if (rc < 0)
 		return ferry_fail(
 			f, FERRY_LOST, rc,

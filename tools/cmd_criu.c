@@ -82,6 +82,7 @@ struct criu {
 	struct job job;
 	struct mappings mappings;
 	struct ferry_still still; /* of the process */
+	bool shares;		  /* memory that outlives the process is served */
 	uint64_t still_ns;	  /* when that was looked at */
 	atomic_bool has_changed;
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
@@ -143,6 +144,7 @@ static int open_process(struct criu *c, const struct options *o, struct ferry_fa
 			return rc;
 		c->ranges[i] = (struct ferry_criu_range){
 			.address = m->start.v, .n_pages = m->len / FERRY_CRIU_PAGE_BYTES};
+		c->shares |= m->kind != FERRY_MAPPING_ANON;
 		c->ram_bytes += m->len;
 		c->n_sources++;
 	}
@@ -160,15 +162,17 @@ static int may_release(void *ctx)
 	return looked == 1 ? 0 : looked ? looked : -ESTALE;
 }
 
-/* From time to time. One that has ended tells so by itself, page by page. */
+/* From time to time. Private memory of one that has ended tells so by itself, page by page. */
 static void look_still(struct criu *c)
 {
 	uint64_t now = ferry_now_ns();
+	int looked;
 
 	if (now - c->still_ns < LOOK_STILL_MS * (uint64_t)FERRY_NS_PER_MS)
 		return;
 	c->still_ns = now;
-	if (!ferry_still_look(&c->still))
+	looked = ferry_still_look(&c->still);
+	if (!looked || (looked == -ESRCH && c->shares))
 		c->has_changed = true;
 }
 
@@ -231,18 +235,20 @@ static json_t *summary(const struct criu *c, const struct ferry_criu_stats *s)
 /* Nothing more can be had here, by nobody. */
 static int changed(struct criu *c, const struct ferry_criu_stats *s, const char *text)
 {
+	/* Who was told that all is well has what is of one moment. */
+	bool is_lost = s->pages && s->n_connections_ever > s->n_closed;
 	struct ferry_failure f = {0};
 	json_t *o = json_object();
 
-	ferry_fail(&f, s->pages ? FERRY_LOST : FERRY_REFUSE, -ESTALE,
+	ferry_fail(&f, is_lost ? FERRY_LOST : FERRY_REFUSE, -ESTALE,
 		   "process %d, whose memory is served, has run or ended meanwhile (was it "
 		   "continued?): "
 		   "CRIU can't be given the rest of it%s",
 		   (int)c->still.pid,
-		   s->pages ? "; what it has may be of two moments: end what it has restored" : "");
+		   is_lost ? "; what it has may be of two moments: end what it has restored" : "");
 	json_put(o, "error", json_text(f.text));
 	report_event(&c->job.report, "memory-changed", o, NULL);
-	return report_failed(&c->job.report, &f, s->pages ? EXIT_LOST : EXIT_FAILED, summary(c, s),
+	return report_failed(&c->job.report, &f, is_lost ? EXIT_LOST : EXIT_FAILED, summary(c, s),
 			     text);
 }
 
@@ -261,7 +267,7 @@ static int serve(struct criu *c, const struct options *o)
 	} while (!is_stopped && !c->has_changed && !(o->once && s.n_closed));
 	snprintf(text, sizeof(text), "%" PRIu64 " pages given, by %" PRIu64 " requests of %u CRIUs\n",
 		 s.pages, s.requests, s.n_connections_ever);
-	if (c->has_changed)
+	if (c->has_changed && !(o->once && s.n_closed))
 		return changed(c, &s, text);
 	if (!is_stopped || !s.n_connections)
 		return report_completed(&c->job.report, summary(c, &s), text);

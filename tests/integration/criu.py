@@ -22,10 +22,10 @@ def memory_of(pid, start, n_pages):
 
 
 @contextmanager
-def server(header=32, listen="127.0.0.1:0", n_pages=N_PAGES, more=()):
+def server(header=32, listen="127.0.0.1:0", n_pages=N_PAGES, more=(), kind="anon"):
     """A stopped process, and the server of one of its two mappings."""
     need_root()
-    with Holder("anon", n_pages * PAGE, 4 * PAGE) as h:
+    with Holder(kind, n_pages * PAGE, 4 * PAGE) as h:
         start = int(h.ranges[0].split("-")[0], 16)
         with open(f"/proc/{h.pid}/mem", "r+b", buffering=0) as f:
             for page in random.Random(1).sample(range(n_pages), n_pages * 2 // 3):
@@ -139,6 +139,24 @@ def a_process_that_runs_meanwhile_is_found_out(_):
             assert "has run" in last["error"] and last["consequence"] == ("lost" if given else "refuse"), last
 
 
+def who_is_done_is_not_harmed_by_what_runs_later(_):
+    with server() as (s, address, pid, start), CriuClient(address, 32) as c:
+        c.fetch(3, start, pid)
+        c.close()
+        os.kill(pid, signal.SIGCONT)
+        last = s.end(1)
+        assert last["consequence"] == "refuse" and "end what it has restored" not in last["error"], last
+
+
+def a_process_that_has_ended_may_have_run(_):
+    """Its shared memory is there still."""
+    with server(kind="memfd") as (s, address, pid, start), CriuClient(address, 32) as c:
+        c.fetch(3, start, pid)
+        os.kill(pid, signal.SIGKILL)
+        assert "ended" in s.end(4)["error"]
+        assert c.is_closed()
+
+
 def lost_process_gives_no_zeros(_):
     with server() as (s, address, pid, start):
         with CriuClient(address, 32) as c:
@@ -159,6 +177,8 @@ if __name__ == "__main__":
                 one_too_many_is_turned_away,
                 a_process_that_runs_is_refused,
                 a_process_that_runs_meanwhile_is_found_out,
+                who_is_done_is_not_harmed_by_what_runs_later,
+                a_process_that_has_ended_may_have_run,
                 lost_process_gives_no_zeros,
             ]
         )
