@@ -269,15 +269,20 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 	return rc;
 }
 
+static bool guest_waits(const struct options *o)
+{
+	struct ferry_attach_record r;
+
+	return o->recover || ferry_attach_record_peek(NULL, o->pid, &r) == FERRY_KEEP_FOUND;
+}
+
 static int start(struct attach *a, const struct options *o, struct ferry_failure *f)
 {
 	unsigned int needs = isolation_need_of_process(o->pid);
 	int rc;
 
 	/* Whatever fails before we have looked: the process waits. */
-	a->recovers = o->recover ||
-		      (o->recover_any &&
-		       ferry_attach_record_peek(NULL, o->pid, &a->record) == FERRY_KEEP_FOUND);
+	a->recovers = (o->recover || o->recover_any) && guest_waits(o);
 	a->job.may_trace = true;
 	rc = job_open(&a->job, "attach", o, f);
 
@@ -460,5 +465,6 @@ const struct command cmd_attach = {
 	.may_need = ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SECCOMP | ISOLATION_SOCKET |
 		    ISOLATION_KILL | ISOLATION_BIND,
 	.check = check,
+	.guest_waits = guest_waits,
 	.run = run,
 };

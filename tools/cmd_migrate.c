@@ -171,6 +171,11 @@ static int migrate(struct job *j, const struct options *o, const struct ferry_ad
 	return report_failed(&j->report, &f, (int)outcome, summary_json(&result), NULL);
 }
 
+static bool guest_waits(const struct options *o)
+{
+	return o->qmp && ferry_journal_guest_waits(NULL, FERRY_SIDE_SOURCE, o->qmp);
+}
+
 static int run(const struct options *o)
 {
 	struct ferry_addr to;
@@ -183,10 +188,7 @@ static int run(const struct options *o)
 		return steer(o);
 	to = find_address(o);
 	if (start(&j, o, &to, &f) < 0)
-		status = report_failed(&j.report, &f,
-				       ferry_journal_guest_waits(NULL, FERRY_SIDE_SOURCE, o->qmp)
-					       ? EXIT_WAITS
-					       : EXIT_FAILED,
+		status = report_failed(&j.report, &f, guest_waits(o) ? EXIT_WAITS : EXIT_FAILED,
 				       NULL, NULL);
 	else
 		status = migrate(&j, o, &to, &steering);
@@ -206,5 +208,6 @@ const struct command cmd_migrate = {
 	.options = migrate_options,
 	.may_need = ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SOCKET | ISOLATION_BIND,
 	.check = check,
+	.guest_waits = guest_waits,
 	.run = run,
 };

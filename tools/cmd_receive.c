@@ -215,6 +215,11 @@ static int receive(struct receive *r, const struct options *o)
 	return report_failed(&r->job.report, &f, (int)outcome, summary_json(&result), NULL);
 }
 
+static bool guest_waits(const struct options *o)
+{
+	return ferry_journal_guest_waits(NULL, FERRY_SIDE_TARGET, o->qmp);
+}
+
 static int run(const struct options *o)
 {
 	struct receive r = {.listen_fd = -1};
@@ -222,10 +227,7 @@ static int run(const struct options *o)
 	int status;
 
 	if (start(&r, o, &f) < 0)
-		status = report_failed(&r.job.report, &f,
-				       ferry_journal_guest_waits(NULL, FERRY_SIDE_TARGET, o->qmp)
-					       ? EXIT_WAITS
-					       : EXIT_FAILED,
+		status = report_failed(&r.job.report, &f, guest_waits(o) ? EXIT_WAITS : EXIT_FAILED,
 				       NULL, NULL);
 	else
 		status = receive(&r, o);
@@ -243,5 +245,6 @@ const struct command cmd_receive = {
 	.may_need = ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SECCOMP | ISOLATION_SOCKET |
 		    ISOLATION_BIND,
 	.check = check,
+	.guest_waits = guest_waits,
 	.run = run,
 };

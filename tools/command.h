@@ -3,6 +3,8 @@
 #ifndef FERRY_TOOLS_COMMAND_H
 #define FERRY_TOOLS_COMMAND_H
 
+#include <stdbool.h>
+
 #include "base/error.h"
 #include "tools/options.h"
 
@@ -28,6 +30,12 @@ struct command {
 	 * Errors: -EINVAL, with what to do in @f.
 	 */
 	int (*check)(const struct options *o, struct ferry_failure *f);
+
+	/*
+	 * Has an earlier one left a guest that waits for pages, or may have? Nobody else is at work
+	 * on it. NULL where there is no --supervise.
+	 */
+	bool (*guest_waits)(const struct options *o);
 
 	/* Return: the exit status. */
 	int (*run)(const struct options *o);

@@ -36,24 +36,31 @@ static void tell(const struct command *c, const struct options *o, int sig)
 		json_print_restarted(c->name, sig);
 }
 
-/* There is no command to tell of it. @waits: a guest may, for what one before us has left. */
-static int give_up(const struct command *c, const struct options *o, bool waits, const char *text)
+/* There is no command to tell of it. */
+static int give_up(const struct command *c, const struct options *o, const char *why)
 {
-	int status = waits ? EXIT_WAITS : EXIT_FAILED;
+	char text[FERRY_FAILURE_TEXT_MAX + 100];
+	bool waits;
+	int status;
 
+	/* Who may look at another user's guest is asked for the last time. */
+	(void)isolation_regain(NULL);
+	waits = c->guest_waits(o);
+	status = waits ? EXIT_WAITS : EXIT_FAILED;
+	snprintf(text, sizeof(text), "%s%s", why,
+		 waits ? "; what waits for pages waits on: run the same command again" : "");
 	fprintf(stderr, "pageferry %s: %s\n", c->name, text);
 	if (o->json)
 		json_print_usage_error(c->name, text, status);
 	return status;
 }
 
-static int be_child(const struct command *c, const struct options *o, bool waits,
-		    const sigset_t *before)
+static int be_child(const struct command *c, const struct options *o, const sigset_t *before)
 {
 	struct ferry_failure f = {0};
 
 	sigprocmask(SIG_SETMASK, before, NULL);
-	return isolation_regain(&f) < 0 ? give_up(c, o, waits, f.text) : c->run(o);
+	return isolation_regain(&f) < 0 ? give_up(c, o, f.text) : c->run(o);
 }
 
 /* No process can be started now; it is tried until one can. Return: whether it goes on. */
@@ -84,14 +91,13 @@ static int await_child(pid_t pid, const sigset_t *set)
 
 int supervise(const struct command *c, const struct options *o)
 {
-	bool waits = o->recover || o->resume;
 	struct options child = *o;
 	unsigned int pause_ms = PAUSE_MIN_MS;
 	struct ferry_failure f = {0};
 	sigset_t set, before;
 
 	if (isolation_supervise(c->may_need, &f) < 0)
-		return give_up(c, o, waits, f.text);
+		return give_up(c, o, f.text);
 	child.recover_any = !o->recover && !o->resume;
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
@@ -107,13 +113,10 @@ int supervise(const struct command *c, const struct options *o)
 		if (pid < 0 && hold_out(c, errno, &set))
 			continue;
 		if (pid < 0)
-			return give_up(
-				c, o, waits,
-				waits ? "stopped by the user while no process could be started: "
-					"what waits for pages waits on; run the same command again"
-				      : "stopped by the user");
+			return give_up(c, o,
+				       "stopped by the user while no process could be started");
 		if (!pid)
-			return be_child(c, &child, waits, &before);
+			return be_child(c, &child, &before);
 		status = await_child(pid, &set);
 		if (!WIFSIGNALED(status))
 			return WEXITSTATUS(status);
@@ -124,6 +127,6 @@ int supervise(const struct command *c, const struct options *o)
 		pause_ms = pause_ms * 4 < PAUSE_MAX_MS ? pause_ms * 4 : PAUSE_MAX_MS;
 		/* It may have got further than to where there is nothing to resume yet. */
 		child.recover = child.resume = false;
-		child.recover_any = waits = true;
+		child.recover_any = true;
 	}
 }

@@ -145,6 +145,14 @@ def a_supervisor_waits_until_it_can_start_a_process(folder):
                     a.child.send_signal(signal.SIGTERM)
                     last = a.end(3)
                     assert "same command again" in last["error"] and last["consequence"] == "link", last
+                    # Also one that has never started any, and was not told that there is something to recover.
+                    with calls.preloaded():
+                        a = Run(*begins)
+                    with a:
+                        tells_of_trying(a)
+                        a.child.send_signal(signal.SIGTERM)
+                        assert "same command again" in a.end(3)["error"]
+            begins = begin
             begin = ("attach", "--json", "--pid", h.pid, "--recover", "--max-rate", "256K", "--supervise")
         with Run("attach", "--json", "--pid", h.pid, "--recover") as a:
             a.end(0)
@@ -155,13 +163,20 @@ def a_supervisor_waits_until_it_can_start_a_process(folder):
 def a_supervisor_that_never_started_any_says_so(folder):
     calls = Calls(folder, "none")
     calls.set(FORK, 1)
+    qmp = os.path.join(folder, "none.qmp")
     with Holder("anon", 4096) as h, calls.preloaded():
-        for more, status in (((), 1), (("--recover",), 3)):
-            args = more or ("--match", h.ranges[0], "--from", "127.0.0.1:9")
-            with Run("attach", "--json", "--pid", h.pid, "--supervise", *args) as a:
+        for status, args in (
+            (1, ("attach", "--pid", h.pid, "--match", h.ranges[0], "--from", "127.0.0.1:9")),
+            (3, ("attach", "--pid", h.pid, "--recover")),
+            (1, ("receive", "--qmp", qmp, "--listen", "127.0.0.1:0")),
+            (1, ("migrate", "--qmp", qmp, "--to", "127.0.0.1:9", "--postcopy")),
+        ):
+            with Run(*args, "--json", "--supervise") as a:
                 tells_of_trying(a)
                 a.child.send_signal(signal.SIGTERM)
-                assert "stopped by the user" in a.end(status)["error"]
+                last = a.end(status)
+                assert "stopped by the user" in last["error"], last
+                assert ("same command again" in last["error"]) == (status == 3), last
 
 
 if __name__ == "__main__":
