@@ -121,7 +121,8 @@ static void listener_done(struct ferry_server *s, struct ferry_op *op, int res)
 	struct ferry_listener *l = FERRY_CONTAINER(op, struct ferry_listener, op);
 
 	l->armed = false;
-	for (int i = 0; res >= 0 && i < ACCEPT_BATCH; i++) {
+	/* Whoever comes while we stop would be nobody's any more. */
+	for (int i = 0; res >= 0 && !atomic_load(&s->stopping) && i < ACCEPT_BATCH; i++) {
 		char name[FERRY_GATE_NAME_MAX];
 		struct ferry_conn *c;
 		int fd = ferry_gate_accept(l->gate, name);
