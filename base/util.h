@@ -2,6 +2,8 @@
 #ifndef FERRY_BASE_UTIL_H
 #define FERRY_BASE_UTIL_H
 
+#include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -20,6 +22,13 @@
 		__typeof__(b) b_##n = (b);                                                         \
 		a_##n op b_##n ? a_##n : b_##n;                                                    \
 	})
+
+/* Is a negative errno the want of something that others give back again? */
+static inline bool ferry_is_shortage(int err)
+{
+	return err == -ENOMEM || err == -EMFILE || err == -ENFILE || err == -ENOBUFS ||
+	       err == -EAGAIN;
+}
 
 /* A guest-physical and a host-virtual address can't be swapped by mistake. */
 struct ferry_gpa {

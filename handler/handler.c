@@ -171,8 +171,9 @@ static pid_t peer_of(int conn)
 	return getsockopt(conn, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 ? 0 : peer.pid;
 }
 
-static void add_vm(struct ferry_handler *h, uint64_t id, int conn, int uffd, int known,
-		   const char *message, uint32_t message_bytes)
+/* @known: of a guest that runs already; -1 for a new one. Return: 0; an error was told. */
+static int add_vm(struct ferry_handler *h, uint64_t id, int conn, int uffd, int known,
+		  const char *message, uint32_t message_bytes)
 {
 	struct ferry_vm_config config = {.id = id,
 					 .pid = peer_of(conn),
@@ -192,18 +193,22 @@ static void add_vm(struct ferry_handler *h, uint64_t id, int conn, int uffd, int
 		.type = FERRY_HANDLER_VM,
 		.vm = {.id = id, .pid = config.pid, .state = FERRY_VM_REFUSED}};
 	struct ferry_vm **slot, *vm = NULL;
+	int rc;
 
 	/* A VM that said its last word has told the keeper before its thread ends. */
 	while (!(slot = free_slot(h)))
 		(void)ferry_net_wait(h->event_fd, POLLIN, 10, -1);
-	if (ferry_vm_start(&vm, &config, &e.why) < 0) {
-		(void)send_keeper(h, FERRY_KEEPER_FORGET, id, -1);
+	rc = ferry_vm_start(&vm, &config, &e.why);
+	if (rc < 0) {
+		if (known < 0)
+			(void)send_keeper(h, FERRY_KEEPER_FORGET, id, -1);
 		post(h, &e);
-		return;
+		return rc;
 	}
 	pthread_mutex_lock(&h->lock);
 	*slot = vm;
 	pthread_mutex_unlock(&h->lock);
+	return 0;
 }
 
 /* --- from the keeper -------------------------------------------------------------------------- */
@@ -226,7 +231,7 @@ static void hear(struct ferry_handler *h)
 		return;
 	}
 	if (p->type == FERRY_KEEPER_NEW) {
-		add_vm(h, p->id, p->fds[0], p->fds[1], -1, p->bytes, p->n_bytes);
+		(void)add_vm(h, p->id, p->fds[0], p->fds[1], -1, p->bytes, p->n_bytes);
 		return;
 	}
 	if (p->type == FERRY_KEEPER_SAYS) {
@@ -315,13 +320,45 @@ uint32_t ferry_handler_vms(struct ferry_handler *h, struct ferry_vm_info *out, u
 
 /* --- life ------------------------------------------------------------------------------------- */
 
+/* Takes over VMs that a worker before us had. Return: how many slots are done; @rc: of the last. */
+static uint32_t take_over(struct ferry_handler *h, int *rc)
+{
+	const struct ferry_worker_start *start = h->config.start;
+	uint32_t i = 0;
+
+	for (*rc = 0; i < start->n_slots && !*rc; i++) {
+		const struct ferry_kept_vm *vm = &start->vms[i];
+
+		/* Without what is known of them they would get back what they had discarded. */
+		if (vm->id && !vm->is_unkept)
+			*rc = add_vm(h, vm->id, vm->conn, vm->uffd, vm->known, vm->message,
+				     vm->message_bytes);
+		/* A guest that runs already is for the next worker then. */
+		if (vm->known < 0)
+			*rc = 0;
+	}
+	return i;
+}
+
+static void close_kept(const struct ferry_worker_start *start, uint32_t from)
+{
+	for (uint32_t i = from; i < start->n_slots; i++) {
+		ferry_close(start->vms[i].conn);
+		ferry_close(start->vms[i].uffd);
+		ferry_close(start->vms[i].known);
+	}
+}
+
 int ferry_handler_new(struct ferry_handler **out, const struct ferry_handler_config *config,
 		      struct ferry_failure *f)
 {
 	struct ferry_handler *h = calloc(1, sizeof(*h));
+	uint32_t n_done = 0;
+	int rc;
 
 	if (!h) {
 		ferry_close(config->start->link);
+		close_kept(config->start, 0);
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "handler");
 	}
 	h->config = *config;
@@ -330,20 +367,16 @@ int ferry_handler_new(struct ferry_handler **out, const struct ferry_handler_con
 	h->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	h->vms = calloc(config->max_vms, sizeof(h->vms[0]));
 	pthread_mutex_init(&h->lock, NULL);
-	if (h->stop_fd < 0 || h->event_fd < 0 || !h->vms) {
-		ferry_handler_free(h);
-		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "handler");
+	rc = h->stop_fd < 0 || h->event_fd < 0 || !h->vms ? -ENOMEM : 0;
+	if (!rc)
+		n_done = take_over(h, &rc);
+	if (!rc) {
+		*out = h;
+		return 0;
 	}
-	for (uint32_t i = 0; i < config->start->n_slots; i++) {
-		const struct ferry_kept_vm *vm = &config->start->vms[i];
-
-		/* Without what is known of them they would get back what they had discarded. */
-		if (vm->id && !vm->is_unkept)
-			add_vm(h, vm->id, vm->conn, vm->uffd, vm->known, vm->message,
-			       vm->message_bytes);
-	}
-	*out = h;
-	return 0;
+	close_kept(config->start, n_done);
+	ferry_handler_free(h);
+	return ferry_fail_errno(f, FERRY_REFUSE, rc, "handler");
 }
 
 void ferry_handler_free(struct ferry_handler *h)

@@ -59,8 +59,8 @@ struct ferry_handler_stats {
 	struct ferry_target_stats target;
 };
 
-/* Begins to serve the VMs that @config->start has. Its link is given, on error too. Errors: REFUSE,
- * in @f. */
+/* Begins to serve the VMs that @config->start has. Its descriptors are given, on error too. Errors:
+ * REFUSE, in @f; those VMs are for the next worker then. */
 int ferry_handler_new(struct ferry_handler **out, const struct ferry_handler_config *config,
 		      struct ferry_failure *f);
 

@@ -2,6 +2,7 @@
 #include "handler/vm.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -14,9 +15,10 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/net.h"
+#include "base/util.h"
 #include "uffd/pager.h"
 
-#define DIAL_AGAIN_MS 100
+#define AGAIN_MS      100
 #define IMAGE_SOON_MS 500  /* when it is not there by then, that is told */
 #define DEATH_MS      2000 /* that a process with much memory may take */
 
@@ -81,6 +83,8 @@ static int map_kept(struct ferry_vm *vm, size_t bytes, struct ferry_failure *f)
 	struct stat st;
 	int rc;
 
+	if (vm->kept)
+		return 0;
 	if (vm->is_new)
 		vm->config.known = memfd_create("pageferry-known", MFD_CLOEXEC);
 	if (vm->config.known < 0 || (vm->is_new && ftruncate(vm->config.known, (off_t)bytes) < 0) ||
@@ -161,8 +165,11 @@ static int open_target(struct ferry_vm *vm, struct ferry_target **out, struct fe
 		.no_checksum = true, /* the pages come from this process */
 		.log = vm->config.log,
 	};
-	int rc = ferry_uffd_from_peer(&config.uffd, TAKE_FD(vm->config.uffd), vm->config.conn, f);
+	int fd = fcntl(vm->config.uffd, F_DUPFD_CLOEXEC, 0), rc;
 
+	if (fd < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the userfaultfd");
+	rc = ferry_uffd_from_peer(&config.uffd, fd, vm->config.conn, f);
 	if (rc < 0)
 		return rc;
 	rc = take_regions(vm, &config.uffd, f);
@@ -220,15 +227,19 @@ static bool has_hung_up(struct ferry_vm *vm)
 	return !n || (n < 0 && errno != EAGAIN && errno != EINTR);
 }
 
-/* Wait for news of the target, the VMM or the owner. Return: the state that follows. */
+/* Wait for news of the target, if there is one, the VMM or the owner. Return: the state that
+ * follows. */
 static enum ferry_vm_state wait_for_news(struct ferry_vm *vm, int timeout_ms)
 {
 	/* Once the image is there, that is no news. */
-	int ready_fd = vm->view ? -1 : ferry_image_ready_fd(vm->config.image);
-	struct pollfd p[] = {{.fd = vm->config.stop_fd, .events = POLLIN},
-			     {.fd = vm->config.conn, .events = POLLIN},
-			     {.fd = ready_fd, .events = POLLIN},
-			     {.fd = ferry_target_events_fd(vm->target), .events = POLLIN}};
+	int ready_fd = ferry_image_is_ready(vm->config.image)
+			       ? -1
+			       : ferry_image_ready_fd(vm->config.image);
+	struct pollfd p[] = {
+		{.fd = vm->config.stop_fd, .events = POLLIN},
+		{.fd = vm->config.conn, .events = POLLIN},
+		{.fd = ready_fd, .events = POLLIN},
+		{.fd = vm->target ? ferry_target_events_fd(vm->target) : -1, .events = POLLIN}};
 
 	if (poll(p, FERRY_ARRAY_SIZE(p), timeout_ms) < 0)
 		return FERRY_VM_FILLING;
@@ -264,17 +275,29 @@ static enum ferry_vm_state await_image(struct ferry_vm *vm)
 }
 
 /*
- * Get the image, now or when it is there.
+ * Get the image, now or when it is there. A guest that runs already is not given up, whatever is in
+ * the way, and no other for a shortage.
  * Return: the state that follows, REFUSED with why in @f; FILLING once its view is used.
  */
 static enum ferry_vm_state use_image(struct ferry_vm *vm, struct ferry_failure *f)
 {
 	enum ferry_vm_state state = await_image(vm);
+	bool told = false;
 
+	while (state == FERRY_VM_FILLING) {
+		int rc = ferry_image_use(vm->config.image, &vm->message, &vm->view, f);
+
+		if (!rc)
+			break;
+		if (vm->is_new && !ferry_is_shortage(rc))
+			return FERRY_VM_REFUSED;
+		if (!told)
+			tell(vm, FERRY_VM_FILLING, f);
+		told = true;
+		state = wait_for_news(vm, AGAIN_MS);
+	}
 	if (state != FERRY_VM_FILLING)
 		return state;
-	if (ferry_image_use(vm->config.image, &vm->message, &vm->view, f) < 0)
-		return FERRY_VM_REFUSED;
 	atomic_store(&vm->set, ferry_image_sets(vm->config.image).replay);
 	atomic_store(&vm->since_ns, ferry_now_ns());
 	tell(vm, FERRY_VM_FILLING, NULL);
@@ -297,7 +320,7 @@ static enum ferry_vm_state connect_image(struct ferry_vm *vm)
 		if (!told)
 			tell(vm, FERRY_VM_FILLING, &f);
 		told = true;
-		state = wait_for_news(vm, DIAL_AGAIN_MS);
+		state = wait_for_news(vm, AGAIN_MS);
 	}
 	return state;
 }
@@ -405,16 +428,39 @@ static void tell_late(struct ferry_vm *vm)
 	tell(vm, FERRY_VM_FILLING, &f);
 }
 
+/*
+ * A guest that runs already is not given up, whatever is in the way: it is tried again.
+ * Return: the state that follows: FILLING, GONE, STOPPED, or REFUSED with why in @f.
+ */
+static enum ferry_vm_state begin(struct ferry_vm *vm, struct ferry_failure *f)
+{
+	enum ferry_vm_state state = FERRY_VM_FILLING;
+	bool told = false;
+	int rc;
+
+	while (state == FERRY_VM_FILLING && (rc = open_vm(vm, f)) < 0) {
+		end_target(vm);
+		if (has_died(vm, rc))
+			return FERRY_VM_GONE;
+		if (vm->is_new)
+			return FERRY_VM_REFUSED;
+		if (!told)
+			tell(vm, FERRY_VM_FILLING, f);
+		told = true;
+		state = wait_for_news(vm, AGAIN_MS);
+	}
+	/* The target has its own. */
+	ferry_close(TAKE_FD(vm->config.uffd));
+	return state;
+}
+
 static void *vm_main(void *arg)
 {
 	struct ferry_vm *vm = arg;
 	struct ferry_failure f = {0};
-	enum ferry_vm_state state;
-	int rc = open_vm(vm, &f);
+	enum ferry_vm_state state = begin(vm, &f);
 
-	if (rc < 0) {
-		state = has_died(vm, rc) ? FERRY_VM_GONE : FERRY_VM_REFUSED;
-	} else {
+	if (state == FERRY_VM_FILLING) {
 		atomic_store(&vm->state, FERRY_VM_FILLING);
 		tell_late(vm);
 		state = fill(vm, &f);

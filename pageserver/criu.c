@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/net.h"
+#include "base/util.h"
 #include "tls/gate.h"
 
 #define MAX_CONNECTIONS 16u
@@ -24,7 +25,8 @@ struct conn {
 	bool in_use; /* accepting thread's */
 	atomic_bool has_ended;
 	int fd; /* owned */
-	bool is_done; /* its client lacks nothing, and is not counted any more */
+	bool was_given;	  /* pages */
+	bool is_done;	  /* its client lacks nothing, and is not counted any more */
 	uint8_t *scratch; /* owned; NULL where no source copies */
 	char name[FERRY_GATE_NAME_MAX];
 };
@@ -38,7 +40,7 @@ struct ferry_criu {
 	bool is_running;
 	struct conn conns[MAX_CONNECTIONS];
 	_Atomic uint64_t pages, wire_bytes, requests;
-	_Atomic uint32_t n_connections, n_connections_ever, n_closed, n_failed;
+	_Atomic uint32_t n_connections, n_connections_ever, n_unfinished, n_closed, n_failed;
 };
 
 /* --- a connection ----------------------------------------------------------------------------- */
@@ -71,6 +73,9 @@ static int answer(struct conn *c, const struct ferry_criu_message *get, struct f
 				  2, STALL_MS, s->stop_fd);
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_LINK, rc, "answering");
+	if (!c->was_given)
+		atomic_fetch_add(&s->n_unfinished, 1);
+	c->was_given = true;
 	atomic_fetch_add(&s->pages, run.n_pages);
 	atomic_fetch_add(&s->wire_bytes, bytes + s->config.header_bytes);
 	atomic_fetch_add(&s->requests, 1);
@@ -83,7 +88,7 @@ static int ask_release(struct ferry_criu *s)
 	for (;;) {
 		int rc = s->config.may_release ? s->config.may_release(s->config.ctx) : 0;
 
-		if (rc != -ENOMEM && rc != -EMFILE && rc != -ENFILE)
+		if (!ferry_is_shortage(rc))
 			return rc;
 		if (ferry_net_wait(s->stop_fd, POLLIN, PAUSE_MS, -1) != -ETIMEDOUT)
 			return -ECANCELED;
@@ -107,6 +112,8 @@ static int leave(struct conn *c, struct ferry_failure *f)
 	rc = ferry_net_write_all(c->fd, &status, sizeof(status), STALL_MS, c->criu->stop_fd);
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_LINK, rc, "answering");
+	if (c->was_given)
+		atomic_fetch_sub(&c->criu->n_unfinished, 1);
 	atomic_fetch_add(&c->criu->n_closed, 1);
 	(void)ferry_net_read_all(c->fd, &more, 1, LEAVE_MS, c->criu->stop_fd);
 	return 0;
@@ -272,6 +279,7 @@ void ferry_criu_stats(const struct ferry_criu *c, struct ferry_criu_stats *out)
 		.requests = atomic_load(&c->requests),
 		.n_connections = atomic_load(&c->n_connections),
 		.n_connections_ever = atomic_load(&c->n_connections_ever),
+		.n_unfinished = atomic_load(&c->n_unfinished),
 		.n_closed = atomic_load(&c->n_closed),
 		.n_failed = atomic_load(&c->n_failed),
 	};

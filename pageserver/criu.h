@@ -25,9 +25,9 @@ struct ferry_criu_config {
 	uint32_t n_sources;
 	uint64_t pid;		      /* see ferry_criu_find() */
 	uint32_t header_bytes;	      /* FERRY_CRIU_HEADER_OLD or _NEW */
-	/* Is what was given that of one moment? 0; -ENOMEM, -EMFILE or -ENFILE when that can't be
-	 * told yet, and it is asked again; or another negative errno: a client that is done is not
-	 * told that we are. Connections' threads; NULL: yes. */
+	/* Is what was given that of one moment? 0; a shortage (ferry_is_shortage()) when that can't
+	 * be told yet, and it is asked again; or another negative errno: a client that is done is
+	 * not told that we are. Connections' threads; NULL: yes. */
 	int (*may_release)(void *ctx);
 	void *ctx;
 	const struct ferry_log *log; /* borrowed; may be NULL */
@@ -37,7 +37,9 @@ struct ferry_criu_stats {
 	uint64_t pages, wire_bytes, requests;
 	uint32_t n_connections; /* now, and not at their end */
 	uint32_t n_connections_ever;
-	uint32_t n_closed; /* that ended as they should */
+	uint32_t n_unfinished; /* that were given pages, and did not end as they should, or not yet
+				*/
+	uint32_t n_closed;     /* that ended as they should */
 	uint32_t n_failed;
 };
 

@@ -236,14 +236,13 @@ static json_t *summary(const struct criu *c, const struct ferry_criu_stats *s)
 static int changed(struct criu *c, const struct ferry_criu_stats *s, const char *text)
 {
 	/* Who was told that all is well has what is of one moment. */
-	bool is_lost = s->pages && s->n_connections_ever > s->n_closed;
+	bool is_lost = s->n_unfinished;
 	struct ferry_failure f = {0};
 	json_t *o = json_object();
 
 	ferry_fail(&f, is_lost ? FERRY_LOST : FERRY_REFUSE, -ESTALE,
 		   "process %d, whose memory is served, has run or ended meanwhile (was it "
-		   "continued?): "
-		   "CRIU can't be given the rest of it%s",
+		   "continued?): CRIU can't be given the rest of it%s",
 		   (int)c->still.pid,
 		   is_lost ? "; what it has may be of two moments: end what it has restored" : "");
 	json_put(o, "error", json_text(f.text));

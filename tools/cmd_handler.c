@@ -354,8 +354,7 @@ static int serve(struct handler *h)
 		if (ferry_image_is_broken(h->image)) {
 			ferry_fail(&f, FERRY_LINK, -EIO,
 				   "the page server of this process broke (the log says how); VMs "
-				   "wait "
-				   "until another process has them");
+				   "wait until another process has them");
 			return finish(h, &f, EXIT_WAITS);
 		}
 		if (h->alone && !h->stats.n_vms) {

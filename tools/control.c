@@ -137,7 +137,7 @@ static void accept_client(struct control *c)
 	struct client *cl;
 
 	if (fd < 0) {
-		c->is_paused = fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM || fd == -ENOBUFS;
+		c->is_paused = fd != -EAGAIN && ferry_is_shortage(fd);
 		return;
 	}
 	if (!may_ask(fd)) {

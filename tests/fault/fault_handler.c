@@ -26,6 +26,7 @@
 #include "handler/handler.h"
 #include "handler/keeper_link.h"
 #include "pageserver/server.h"
+#include "uffd/pager.h"
 #include "uffd/uffd.h"
 
 #define PAGE	 4096u
@@ -111,15 +112,24 @@ struct vm {
 	pthread_t guest;
 	_Atomic bool over; /* zeros may be seen from here on */
 	_Atomic bool wrong;
+	char message[128];
 	enum ferry_vm_state state;
 	bool told, forgotten;
 };
 
+/* Where its snapshot is, and who has had its VMs. */
+struct origin {
+	const struct ferry_addr *from; /* a page server; NULL: the file */
+	bool takes_over;	       /* a worker before it, which gave nothing */
+};
+
 struct worker {
+	const struct origin *origin;
 	struct ferry_image *image;
 	struct ferry_handler *handler;
 	int keeper; /* owned: its end of the link */
 	struct ferry_worker_start start;
+	struct ferry_kept_vm kept[N_VMS];
 	struct ferry_log log;
 	_Atomic unsigned int n_said; /* in the log */
 	bool alone;		     /* it says that the keeper has ended */
@@ -148,12 +158,43 @@ static void *be_guest(void *arg)
 	return NULL;
 }
 
+/* What the keeper has of a VM. @conn: given */
+static bool keep_vm(struct worker *w, unsigned int n, int conn)
+{
+	struct ferry_layout layout = {.n_regions = 1,
+				      .regions = {{.page_bytes = PAGE, .n_pages = N_PAGES}}};
+	struct vm *v = &w->vms[n];
+	struct ferry_kept_vm *k = &w->kept[n];
+
+	*k = (struct ferry_kept_vm){.id = n + 1,
+				    .conn = conn,
+				    .uffd = fcntl(v->uffd.fd, F_DUPFD_CLOEXEC, 0),
+				    .known = memfd_create("known", MFD_CLOEXEC),
+				    .message = v->message,
+				    .message_bytes = (uint32_t)strlen(v->message)};
+	return !ftruncate(k->known, (off_t)ferry_pager_kept_bytes(&layout));
+}
+
+/* @conn: given */
+static bool hand_vm(struct worker *w, unsigned int n, int conn)
+{
+	struct ferry_keeper_packet p = {.type = FERRY_KEEPER_NEW, .id = n + 1};
+	int rc;
+
+	p.n_bytes = (uint32_t)strlen(w->vms[n].message);
+	memcpy(p.bytes, w->vms[n].message, p.n_bytes);
+	p.fds[0] = conn;
+	p.fds[1] = w->vms[n].uffd.fd;
+	rc = ferry_keeper_send(w->keeper, &p);
+	close(conn);
+	return !rc;
+}
+
 /* A VMM that restores a snapshot, up to its message. */
 static bool start_vm(struct worker *w, unsigned int n)
 {
-	struct ferry_keeper_packet p = {.type = FERRY_KEEPER_NEW, .id = n + 1};
 	struct vm *v = &w->vms[n];
-	int ends[2], rc;
+	int ends[2];
 
 	v->memory = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (v->memory == MAP_FAILED || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
@@ -162,15 +203,11 @@ static bool start_vm(struct worker *w, unsigned int n)
 	if (ferry_uffd_open(&v->uffd, UFFD_FEATURE_EVENT_REMOVE, NULL) < 0 ||
 	    ferry_uffd_register(&v->uffd, (struct ferry_hva){(uintptr_t)v->memory}, BYTES) < 0)
 		return false;
-	p.n_bytes = (uint32_t)snprintf(p.bytes, sizeof(p.bytes),
-				       "[{\"base_host_virt_addr\":%llu,\"size\":%zu,\"offset\":0,"
-				       "\"page_size\":4096}]",
-				       (unsigned long long)(uintptr_t)v->memory, BYTES);
-	p.fds[0] = ends[1];
-	p.fds[1] = v->uffd.fd;
-	rc = ferry_keeper_send(w->keeper, &p);
-	close(ends[1]);
-	return !rc && !pthread_create(&v->guest, NULL, be_guest, v);
+	snprintf(v->message, sizeof(v->message),
+		 "[{\"base_host_virt_addr\":%llu,\"size\":%zu,\"offset\":0,\"page_size\":4096}]",
+		 (unsigned long long)(uintptr_t)v->memory, BYTES);
+	return (w->origin->takes_over ? keep_vm(w, n, ends[1]) : hand_vm(w, n, ends[1])) &&
+	       !pthread_create(&v->guest, NULL, be_guest, v);
 }
 
 /* What the keeper is told. */
@@ -190,6 +227,13 @@ static bool has_ended(const struct vm *v)
 {
 	return v->state == FERRY_VM_COMPLETE || v->state == FERRY_VM_REFUSED ||
 	       v->state == FERRY_VM_GONE;
+}
+
+/* A word to the keeper may be what was lost: then it has the VM until the VMM leaves. */
+static bool is_forgotten(const struct vm *v)
+{
+	return v->forgotten || fault_has_struck_with(ECONNRESET) ||
+	       fault_has_struck_with(FAULT_SHORT);
 }
 
 /* What became of the link to the page server is said too. Return: false when it is said badly. */
@@ -231,7 +275,7 @@ static bool serve(struct worker *w, char *why)
 			return false;
 		all = true;
 		for (unsigned int n = 0; n < N_VMS; n++)
-			all = all && has_ended(&w->vms[n]) && w->vms[n].forgotten;
+			all = all && has_ended(&w->vms[n]) && is_forgotten(&w->vms[n]);
 	}
 	if (!all && !w->n_said && !w->alone)
 		snprintf(why, 256, "a VM waits: %s, %s", ferry_vm_state_name(w->vms[0].state),
@@ -265,6 +309,9 @@ static enum fault_outcome judge_vms(const struct worker *w, char *why)
 			return WRONG("a VM is said to have ended");
 		if (v->state == FERRY_VM_REFUSED && !v->told)
 			return WRONG("a VM was refused without a word");
+		if (w->origin->takes_over && (v->forgotten || v->state == FERRY_VM_REFUSED) &&
+		    v->state != FERRY_VM_COMPLETE)
+			return WRONG("a guest that runs was given up");
 	}
 	snprintf(why, 256, "%u of %u are served", n_complete, N_VMS);
 	if (n_complete == N_VMS)
@@ -274,9 +321,9 @@ static enum fault_outcome judge_vms(const struct worker *w, char *why)
 	return n_complete ? FAULT_REFUSED : WRONG("none was served");
 }
 
-/* @from: a page server; NULL: the file */
-static int open_worker(struct worker *w, const struct ferry_addr *from, struct ferry_failure *f)
+static int open_worker(struct worker *w, struct ferry_failure *f)
 {
+	const struct ferry_addr *from = w->origin->from;
 	struct ferry_image_config image = {.fd = from ? -1 : snapshot_fd,
 					   .from = from,
 					   .stop_fd = -1,
@@ -293,7 +340,7 @@ static int open_worker(struct worker *w, const struct ferry_addr *from, struct f
 
 static enum fault_outcome run_worker(const void *arg, char why[256])
 {
-	struct worker w = {0};
+	struct worker w = {.origin = arg};
 	struct ferry_failure f = {0};
 	enum fault_outcome outcome;
 	int link[2], rc;
@@ -302,13 +349,27 @@ static enum fault_outcome run_worker(const void *arg, char why[256])
 		return WRONG("the link");
 	w.log = (struct ferry_log){FERRY_LOG_WARN, note_line, &w};
 	w.keeper = link[0];
-	w.start.link = link[1];
-	rc = open_worker(&w, arg, &f);
+	w.start = (struct ferry_worker_start){.link = link[1], .vms = w.kept};
+	for (unsigned int n = 0; w.origin->takes_over && n < N_VMS; n++, w.start.n_slots++)
+		if (!start_vm(&w, n))
+			return WRONG("a VM does not start");
+	rc = open_worker(&w, &f);
 	if (rc < 0) {
 		if (!is_told(rc, &f))
 			return WRONG("%d, '%.100s'", rc, f.text);
 		WITH_FAULTS((ferry_image_close(w.image), 0));
 		snprintf(why, 256, "%.200s", f.text);
+		be_keeper(&w);
+		for (unsigned int n = 0; n < w.start.n_slots; n++) {
+			if (w.vms[n].forgotten)
+				return WRONG("a guest that runs was given up");
+			if (!w.image) {
+				close(w.kept[n].conn);
+				close(w.kept[n].uffd);
+				close(w.kept[n].known);
+			}
+			end_vm(&w.vms[n]);
+		}
 		/* It closes its end of the link once it is there. */
 		close(link[0]);
 		if (w.image)
@@ -316,7 +377,7 @@ static enum fault_outcome run_worker(const void *arg, char why[256])
 		close(link[1]);
 		return FAULT_REFUSED;
 	}
-	for (unsigned int n = 0; n < N_VMS; n++)
+	for (unsigned int n = 0; !w.origin->takes_over && n < N_VMS; n++)
 		if (!start_vm(&w, n))
 			return WRONG("a VM does not start");
 	if (!serve(&w, why))
@@ -523,9 +584,12 @@ static enum fault_outcome run_working_set(const void *arg, char why[256])
 
 int main(int argc, char **argv)
 {
+	static const struct origin file = {0}, server = {.from = &page_server},
+				   before = {.takes_over = true};
 	static const struct fault_scenario scenarios[] = {
-		{"worker", run_worker, NULL},
-		{"worker of a page server", run_worker, &page_server},
+		{"worker", run_worker, &file},
+		{"worker of a page server", run_worker, &server},
+		{"worker that takes over", run_worker, &before},
 		{"keeper", run_keeper, NULL},
 		{"working set", run_working_set, NULL},
 	};
@@ -547,7 +611,7 @@ int main(int argc, char **argv)
 	pages = start_page_server();
 	if (pages < 0)
 		return 1;
-	rc = fault_main(argc, argv, scenarios, 4);
+	rc = fault_main(argc, argv, scenarios, FERRY_ARRAY_SIZE(scenarios));
 	kill(pages, SIGKILL);
 	waitpid(pages, NULL, 0);
 	unlink(page_server.path);

@@ -106,11 +106,12 @@ class Command:
         while name not in self.stages:
             assert self.next(), f"{self.name}: ended before stage '{name}': {self.last}"
 
-    def end(self, status):
+    def end(self, status, limit_s=LIMIT_S):
         """Waits for the end, which must be with this status. Returns the last event."""
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + limit_s
         while self.next():
-            assert time.monotonic() < deadline, f"{self.name}: does not end within {LIMIT_S} s: {self.last}"
+            assert time.monotonic() < deadline, f"{self.name}: does not end within {limit_s} s: {self.last}"
+        assert time.monotonic() < deadline, f"{self.name}: ended after more than {limit_s} s: {self.last}"
         got = self.process.wait(LIMIT_S)
         for t in self.threads:
             t.join()

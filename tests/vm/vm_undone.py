@@ -10,6 +10,8 @@ import sys
 import vm_support
 from vm_support import LIMIT_S
 
+SOON_S = 25  # less than any time-out that would end 'receive' otherwise
+
 # The frame that waits, the stage of 'migrate' by then, and what the source's guest has seen in the end.
 STOPPED_AND_RESUMED = ["STOP", "RESUME"]
 POINTS = {
@@ -46,7 +48,7 @@ class Attempt:
         assert seen == self.seen, f"{seen}, not {self.seen}"
 
     def receive_ends(self, status, *texts):
-        last = self.receive.end(status)
+        last = self.receive.end(status, SOON_S)
         for text in texts:
             assert text in last["error"], f"no '{text}' in: {last['error']}"
 
