@@ -286,16 +286,22 @@ static bool has_pages(const struct ferry_qemu_ram *r)
 	return data < 0 ? errno != ENXIO : (uint64_t)data < r->offset + bytes;
 }
 
+int ferry_qemu_check_ram_empty(const struct ferry_qemu_ram *r, struct ferry_failure *f)
+{
+	if (has_pages(r))
+		return ferry_fail(f, FERRY_REFUSE, -EEXIST,
+				  "the target's RAM '%s' has pages already, which would hide "
+				  "those of the source; start QEMU anew, without prealloc=on, "
+				  "without -overcommit mem-lock=on, and with a new RAM file",
+				  r->desc.name);
+	return 0;
+}
+
 int ferry_qemu_check_empty(const struct ferry_qemu *q, struct ferry_failure *f)
 {
-	for (uint32_t i = 0; i < q->n_ram; i++) {
-		if (has_pages(&q->ram[i]))
-			return ferry_fail(
-				f, FERRY_REFUSE, -EEXIST,
-				"the target's RAM '%s' has pages already, which would hide "
-				"those of the source; start QEMU anew, without prealloc=on, "
-				"without -overcommit mem-lock=on, and with a new RAM file",
-				q->ram[i].desc.name);
-	}
-	return 0;
+	int rc = 0;
+
+	for (uint32_t i = 0; i < q->n_ram && !rc; i++)
+		rc = ferry_qemu_check_ram_empty(&q->ram[i], f);
+	return rc;
 }

@@ -44,4 +44,7 @@ int ferry_qemu_find_ram(struct ferry_qemu *q, const struct ferry_log *log, struc
  */
 int ferry_qemu_check_empty(const struct ferry_qemu *q, struct ferry_failure *f);
 
+/* The same of one block of RAM. */
+int ferry_qemu_check_ram_empty(const struct ferry_qemu_ram *r, struct ferry_failure *f);
+
 #endif

@@ -385,6 +385,7 @@ static enum ferry_switch_event send_prepare(struct ferry_switch_source *s)
 	p->n_bulk = s->entry.n_bulk;
 	p->paused = !s->qemu.runs;
 	ferry_qemu_layout(&s->qemu, &p->layout);
+	p->n_dense = ferry_source_find_dense(s->sources, s->qemu.n_ram, p->dense);
 	rc = ferry_channel_send(&s->link, &s->m, s->config->stop_fd);
 	return rc < 0 ? link_failed(s, rc, "Prepare") : FERRY_EV_NOTHING;
 }

@@ -271,6 +271,8 @@ static int make_target(struct ferry_switch_target *s, bool adopt)
 		.no_trace = s->config->no_trace,
 		.no_large_pages = s->config->no_large_pages,
 		.source_lost = s->config->source_lost && adopt,
+		.dense = adopt ? NULL : s->m.prepare.dense,
+		.n_dense = adopt ? 0 : s->m.prepare.n_dense,
 		.tls = s->config->tls,
 		.no_checksum = s->config->no_checksum,
 		.verify = s->config->verify,
@@ -318,6 +320,17 @@ static int open_load_pipe(struct ferry_switch_target *s)
 	return rc;
 }
 
+/* What is filled in place was looked at when it was made ready. */
+static int check_still_empty(struct ferry_switch_target *s)
+{
+	int rc = 0;
+
+	for (uint32_t i = 0; i < s->qemu.n_ram && !rc; i++)
+		if (!ferry_target_is_in_place(s->target, i))
+			rc = ferry_qemu_check_ram_empty(&s->qemu.ram[i], &s->why);
+	return rc;
+}
+
 static int note_phase(struct ferry_switch_target *s, enum ferry_journal_phase phase)
 {
 	s->entry.phase = phase;
@@ -332,7 +345,7 @@ static enum ferry_switch_event attach(struct ferry_switch_target *s)
 		rc = make_target(s, false);
 	/* Again, now that nobody can add a page unseen. */
 	if (!rc)
-		rc = ferry_qemu_check_empty(&s->qemu, &s->why);
+		rc = check_still_empty(s);
 	if (!rc)
 		rc = ferry_target_start(s->target, &s->why);
 	if (!rc)

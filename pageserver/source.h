@@ -128,6 +128,15 @@ uint64_t ferry_source_identity(const struct ferry_source *s);
  */
 int ferry_source_next_data(struct ferry_source *s, uint64_t from, uint64_t *first, uint64_t *end);
 
+/**
+ * ferry_source_find_dense() - the blocks in which nearly every page has content, for a hint
+ * @sources: of regions 0, 1, ...; the memory may change meanwhile
+ * @runs: room for FERRY_MAX_DENSE_RUNS; when there are more, the rest is not told
+ * Return: how many. Nothing is told of memory in huge pages, and of a source that can't tell.
+ */
+uint32_t ferry_source_find_dense(struct ferry_source *const *sources, uint32_t n_sources,
+				 struct ferry_block_run *runs);
+
 /* Is every byte of @bytes (a multiple of 64) at @data zero? */
 bool ferry_is_zero(const void *data, size_t bytes);
 

@@ -24,6 +24,8 @@
 #define FERRY_MAX_DIGEST_PAGES	   1024u /* pages of one digest */
 #define FERRY_MAX_STATE_BYTES	   FERRY_MAX_CONTROL_BYTES
 #define FERRY_MAX_TEXT		   400 /* bytes of an error's or reason's text, with the NUL */
+#define FERRY_MAX_DENSE_RUNS	   256	 /* in Prepare; blocks are of FERRY_DENSE_BLOCK_BYTES */
+#define FERRY_DENSE_BLOCK_BYTES	   (2ull * 1024 * 1024)
 #define FERRY_MAX_DEVICE_STATE	   (1ull << 30) /* bytes in all */
 
 /* What an arena for decoding one message must hold, whatever the message. */

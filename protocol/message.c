@@ -201,10 +201,18 @@ static int pack_prepare(const struct ferry_prepare *p, uint8_t *out, size_t size
 {
 	Pageferry__Prepare w = PAGEFERRY__PREPARE__INIT;
 	struct regions_wire regions;
+	uint32_t dense[3 * FERRY_MAX_DENSE_RUNS];
 
-	if (p->layout.n_regions > FERRY_MAX_REGIONS)
+	if (p->layout.n_regions > FERRY_MAX_REGIONS || p->n_dense > FERRY_MAX_DENSE_RUNS)
 		return -EMSGSIZE;
 	layout_to_wire(&p->layout, &regions);
+	for (uint32_t i = 0; i < p->n_dense; i++) {
+		dense[3 * i] = p->dense[i].region;
+		dense[3 * i + 1] = p->dense[i].first;
+		dense[3 * i + 2] = p->dense[i].n_blocks;
+	}
+	w.n_dense = 3 * p->n_dense;
+	w.dense = dense;
 	w.vm = (char *)p->vm;
 	w.n_regions = p->layout.n_regions;
 	w.regions = regions.list;
@@ -512,6 +520,26 @@ static int digests_from_wire(const struct ferry_digest_range *r, char *why)
 	return 0;
 }
 
+static int dense_from_wire(const Pageferry__Prepare *w, struct ferry_prepare *p, char *why)
+{
+	if (w->n_dense % 3 || w->n_dense / 3 > FERRY_MAX_DENSE_RUNS)
+		return bad(why, "%zu numbers for runs of dense blocks", w->n_dense);
+	p->n_dense = (uint32_t)(w->n_dense / 3);
+	for (uint32_t i = 0; i < p->n_dense; i++) {
+		const uint32_t *at = &w->dense[3 * i];
+		const struct ferry_region_desc *r =
+			&p->layout.regions[FERRY_MIN(at[0], (uint32_t)FERRY_MAX_REGIONS - 1)];
+
+		if (at[0] >= p->layout.n_regions || !at[2] ||
+		    ((uint64_t)at[1] + at[2]) * FERRY_DENSE_BLOCK_BYTES > r->n_pages * r->page_bytes)
+			return bad(why, "impossible dense blocks %u+%u of region %u", at[1], at[2],
+				   at[0]);
+		p->dense[i] = (struct ferry_block_run){
+			.region = at[0], .first = at[1], .n_blocks = at[2]};
+	}
+	return 0;
+}
+
 static int prepare_from_wire(const Pageferry__Prepare *w, struct ferry_prepare *p, char *why)
 {
 	p->n_bulk = w->has_n_bulk ? w->n_bulk : 1;
@@ -522,7 +550,9 @@ static int prepare_from_wire(const Pageferry__Prepare *w, struct ferry_prepare *
 	copy_text(p->vm, sizeof(p->vm), w->vm);
 	copy_text(p->vmm_version, sizeof(p->vmm_version), w->vmm_version);
 	copy_text(p->machine, sizeof(p->machine), w->machine);
-	return layout_from_wire(w->n_regions, w->regions, 0, &p->layout, why);
+	if (layout_from_wire(w->n_regions, w->regions, 0, &p->layout, why) < 0)
+		return -EPROTO;
+	return dense_from_wire(w, p, why);
 }
 
 static const ProtobufCMessageDescriptor *descriptor(enum ferry_frame_type type)

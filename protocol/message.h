@@ -134,6 +134,11 @@ static inline uint32_t ferry_digest_count(const struct ferry_digest_range *r)
 	return (uint32_t)((r->n_pages + r->pages_each - 1) / r->pages_each);
 }
 
+/* Blocks of FERRY_DENSE_BLOCK_BYTES of a region, counted from its start. */
+struct ferry_block_run {
+	uint32_t region, first, n_blocks;
+};
+
 struct ferry_prepare {
 	char vm[FERRY_MAX_TEXT];
 	char vmm_version[FERRY_MAX_REGION_NAME];
@@ -141,6 +146,9 @@ struct ferry_prepare {
 	uint32_t n_bulk;
 	struct ferry_layout layout;
 	bool paused; /* by its user: it stays so on the target */
+	/* A hint: where nearly every page has content. Inside the layout, in no order. */
+	uint32_t n_dense;
+	struct ferry_block_run dense[FERRY_MAX_DENSE_RUNS];
 };
 
 struct ferry_pong {

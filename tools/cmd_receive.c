@@ -150,7 +150,7 @@ static int start(struct receive *r, const struct options *o, struct ferry_failur
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "the address that is listened on");
 	/* Which process QEMU is, and what it runs under, is found out later. */
 	rc = isolation_enter(ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SECCOMP |
-				     isolation_need_of_socket(o->qmp),
+				     ISOLATION_LARGE | isolation_need_of_socket(o->qmp),
 			     f);
 	if (rc < 0)
 		return rc;
@@ -243,7 +243,7 @@ const struct command cmd_receive = {
 	.notes = "One switchover is received; the command ends when all of the memory is here.\n",
 	.options = receive_options,
 	.may_need = ISOLATION_PTRACE | ISOLATION_PROC | ISOLATION_SECCOMP | ISOLATION_SOCKET |
-		    ISOLATION_BIND,
+		    ISOLATION_BIND | ISOLATION_LARGE,
 	.check = check,
 	.guest_waits = guest_waits,
 	.run = run,

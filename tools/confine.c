@@ -173,6 +173,9 @@ static const char *const attaching[] = {
 	"waitid",
 };
 
+/* An allocator may try it, but takes no offence. */
+static const char *const attaching_or_none[] = {"process_madvise"};
+
 /* A libc tries them and has something else when the kernel has not. clone3 is among them because
  * its flags can't be looked at. */
 static const char *const newer[] = {
@@ -180,7 +183,6 @@ static const char *const newer[] = {
 	"futex_waitv",
 	"openat2",
 	"epoll_pwait2",
-	"process_madvise",
 	"mseal",
 	"fchmodat2",
 	"futex_wake",
@@ -268,6 +270,9 @@ static int add_rules(scmp_filter_ctx c, unsigned int needs)
 		rc = ADD_ALL(c, SCMP_ACT_ALLOW, filling);
 	if (!rc && needs & CONFINE_ATTACHES)
 		rc = ADD_ALL(c, SCMP_ACT_ALLOW, attaching);
+	if (!rc)
+		rc = ADD_ALL(c, needs & CONFINE_ATTACHES ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(ENOSYS),
+			     attaching_or_none);
 	if (!rc)
 		rc = ADD_ALL(c, SCMP_ACT_ERRNO(ENOSYS), newer);
 	return rc;

@@ -28,6 +28,8 @@ enum isolation_need {
 	ISOLATION_KILL = 1 << 4,
 	/* CAP_NET_BIND_SERVICE: listen on a port below 1024. */
 	ISOLATION_BIND = 1 << 5,
+	/* CAP_SYS_NICE: have another process map large pages. */
+	ISOLATION_LARGE = 1 << 6,
 };
 
 /**

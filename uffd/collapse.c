@@ -35,11 +35,7 @@
 #include "base/net.h"
 #include "uffd/engine.h"
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
-
-#define BLOCK_BYTES  (2 * FERRY_MIB)
+#define BLOCK_BYTES  FERRY_LARGE_BYTES
 #define MAX_FAILURES 8u
 /* Copying 2 MiB and the mapping's changes take 0.3 to 1 ms. */
 #define LONG_NS (20 * FERRY_NS_PER_MS)
@@ -82,29 +78,12 @@ void ferry_engine_collapse_init(struct ferry_target *t)
 	}
 }
 
-/* Return: 0 or a negative errno. */
-static int collapse(const struct ferry_memory_file *m, uint64_t at)
-{
-	uint8_t *room = mmap(NULL, 2 * BLOCK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	uint8_t *block = room + (BLOCK_BYTES - (uintptr_t)room % BLOCK_BYTES) % BLOCK_BYTES;
-	int rc = 0;
-
-	if (room == MAP_FAILED)
-		return -errno;
-	if (mmap(block, BLOCK_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED, m->fd,
-		 (off_t)(m->offset + at)) == MAP_FAILED ||
-	    madvise(block, BLOCK_BYTES, MADV_COLLAPSE) < 0)
-		rc = -errno;
-	munmap(room, 2 * BLOCK_BYTES);
-	return rc;
-}
-
 /* Return: 0, also when that took long; then *@n_failures has grown all the same. */
 static int try_block(struct ferry_target *t, const struct ferry_engine_region *r, uint64_t at,
 		     uint32_t *n_failures)
 {
 	uint64_t begin = ferry_now_ns();
-	int rc = collapse(&r->file, at);
+	int rc = ferry_memory_file_enlarge(&r->file, at);
 
 	if (!rc)
 		atomic_fetch_add_explicit(&t->counters.large_pages, 1, memory_order_relaxed);
@@ -178,6 +157,8 @@ void ferry_engine_collapse(struct ferry_target *t)
 			uint64_t first = first_page(r) + block * pages;
 			int rc;
 
+			if (ferry_engine_is_large(t, i, block))
+				continue;
 			if (!may_be_whole(r, &t->pager.regions[i].zero, first, first + pages,
 					  &data))
 				continue;

@@ -32,6 +32,9 @@ struct ferry_engine_region {
 	_Atomic uint64_t start; /* moves when the guest's process remaps it */
 	uint64_t bytes;
 	bool collapses; /* into large pages in the end: see collapse.c */
+	bool in_place;	/* filled as in_place.c says; then also: */
+	struct ferry_bitmap large; /* blocks that are in one large page of the file */
+	struct ferry_bitmap left;  /* blocks that are unregistered already */
 };
 
 /* Are its pages zero once they are discarded? See fill.c. */
@@ -124,6 +127,8 @@ struct ferry_target {
 	_Atomic bool link_up, gone, complete;
 	_Atomic bool lost_said; /* in this epoch */
 	_Atomic uint32_t n_holes_left; /* ranges that may still be unregistered early */
+	_Atomic int n_splits;	       /* of mappings, by blocks that were left */
+	_Atomic bool may_not_map;      /* large pages into the process: it takes CAP_SYS_NICE */
 
 	pthread_mutex_t overtaken_lock;
 	struct ferry_engine_overtaken overtaken[FERRY_ENGINE_OVERTAKEN];
@@ -217,6 +222,33 @@ void ferry_engine_collapse_init(struct ferry_target *t);
 
 /* Everything is known and nothing is registered any more: make large pages of it. */
 void ferry_engine_collapse(struct ferry_target *t);
+
+/* --- in_place.c ----------------------------------------------------------------------------- */
+
+/**
+ * ferry_engine_in_place_init() - choose what is filled in place, make it ready, and register it
+ * The files are open, and what is kept is the pager's.
+ * Errors: REFUSE with the story in @f.
+ */
+int ferry_engine_in_place_init(struct ferry_target *t, const struct ferry_target_config *c,
+			       struct ferry_failure *f);
+
+/* The guest won't run here: what was made ready is given back. */
+void ferry_engine_in_place_undo(struct ferry_target *t);
+void ferry_engine_in_place_fini(struct ferry_target *t);
+
+/* Show pages that are known, and wake who waits. Errors: of ferry_place_continue(). */
+int ferry_engine_show(struct ferry_target *t, const struct ferry_run *run);
+
+/* Write claimed pages, make them known, and show them to who waits. Errors: as ferry_engine_fill(). */
+int ferry_engine_write_in_place(struct ferry_target *t, const struct ferry_run *run,
+				const void *data, struct ferry_placed *placed);
+
+/* Pages of @run became known: unregister the blocks that are whole now. Any region. */
+void ferry_engine_leave_blocks(struct ferry_target *t, const struct ferry_run *run);
+
+/* In the end, nothing is registered: is a block in a large page already? */
+bool ferry_engine_is_large(struct ferry_target *t, uint32_t region, uint64_t block);
 
 /* --- fault_loop.c --------------------------------------------------------------------------- */
 

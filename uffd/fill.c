@@ -98,10 +98,15 @@ static int place_claimed(struct ferry_target *t, const struct ferry_run *run, co
 		atomic_fetch_add_explicit(&t->counters.pages_duplicate, 1, memory_order_relaxed);
 		return 0;
 	}
-	if (pipe)
-		rc = write_file(t, &piece, data, pipe, placed);
-	if (rc < 0 && rc != -ENOMEM)
-		rc = copy(t, &piece, data, placed);
+	if (t->regions[run->region].in_place) {
+		note(t, &piece, data);
+		rc = ferry_engine_write_in_place(t, &piece, data, placed);
+	} else {
+		if (pipe)
+			rc = write_file(t, &piece, data, pipe, placed);
+		if (rc < 0 && rc != -ENOMEM)
+			rc = copy(t, &piece, data, placed);
+	}
 	piece.first_page += placed->n_new + placed->n_dup;
 	piece.n_pages -= placed->n_new + placed->n_dup;
 	ferry_pager_unclaim(&t->pager, &piece);
@@ -163,6 +168,11 @@ static int serve_waiting(struct ferry_target *t, const struct ferry_run *run)
 					run->first_page + run->n_pages)) {
 		int rc = ferry_engine_fill_zero(t, run->region, page);
 
+		/* Nothing will bring this run again. So they fault anew, and the fault thread
+		 * tries until it can be done. */
+		if (rc == -EAGAIN || rc == -ENOMEM)
+			rc = ferry_uffd_wake(&t->uffd, address(t, run->region, page),
+					     t->regions[run->region].info.desc.page_bytes);
 		if (rc < 0)
 			return rc;
 		page++;
@@ -230,6 +240,8 @@ int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const
 {
 	int rc = fill(t, run, data, pipe, done, n_new);
 
+	if (!rc)
+		ferry_engine_leave_blocks(t, run);
 	if (!rc && t->hooks.known)
 		t->hooks.known(t->hooks.ctx, run);
 	return rc;
@@ -240,9 +252,13 @@ int ferry_engine_fill_zero(struct ferry_target *t, uint32_t region, uint64_t pag
 	const struct ferry_engine_region *r = &t->regions[region];
 	struct ferry_run run = {.region = region, .first_page = page, .n_pages = 1};
 	struct ferry_placed placed;
-	int rc = ferry_place_zero(&t->uffd, address(t, region, page), t->zeroes, 1,
-				  r->info.desc.page_bytes, r->info.kind == FERRY_MAPPING_HUGETLB,
-				  &placed);
+	int rc = r->in_place ? ferry_engine_show(t, &run) : -EFAULT;
+
+	/* There is none to be shown. */
+	if (rc == -EFAULT)
+		rc = ferry_place_zero(&t->uffd, address(t, region, page), t->zeroes, 1,
+				      r->info.desc.page_bytes,
+				      r->info.kind == FERRY_MAPPING_HUGETLB, &placed);
 
 	if (rc == -ENOENT) {
 		/* A hole that was left to the kernel meanwhile: it fills it by itself. */

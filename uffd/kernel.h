@@ -68,4 +68,8 @@ struct pm_scan_arg {
 #define PAGEMAP_SCAN	      _IOWR('f', 16, struct pm_scan_arg)
 #endif
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
 #endif

@@ -23,6 +23,10 @@ static int poison(struct ferry_target *t, const struct ferry_run *run)
 		struct ferry_hva at = {atomic_load(&t->regions[run->region].start) + i * page_bytes};
 		struct ferry_placed placed;
 
+		/* What is there for it in a large page is no content. */
+		if (t->regions[run->region].in_place)
+			(void)ferry_memory_file_punch(&t->regions[run->region].file, i * page_bytes,
+						      (j - i) * page_bytes);
 		rc = ferry_place_poison(&t->uffd, at, (uint32_t)(j - i), page_bytes, &placed);
 		did.n_pages = placed.n_new + placed.n_dup;
 		if (did.n_pages)

@@ -405,3 +405,22 @@ int ferry_maps_open(pid_t pid, const struct ferry_mapping *m, int flags)
 
 	return fd >= 0 ? fd : open_in(pid, "map_files", m, flags);
 }
+
+bool ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes)
+{
+	_cleanup_fclose_ FILE *file = NULL;
+	char path[64], line[MAPS_LINE_MAX];
+	bool inside = false, found = false;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps", (int)pid);
+	file = fopen(path, "re");
+	while (file && !found && fgets(line, sizeof(line), file)) {
+		uint64_t from, to;
+
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " ", &from, &to) == 2)
+			inside = from < start.v + bytes && to > start.v;
+		else if (inside && !strncmp(line, "VmFlags:", 8))
+			found = strstr(line, " ui");
+	}
+	return found;
+}

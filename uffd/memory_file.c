@@ -5,11 +5,13 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "uffd/kernel.h"
 #include "uffd/maps.h"
 
 #define CGROUP_MAX 1024
@@ -56,7 +58,7 @@ static bool has_small_pages(int fd)
 }
 
 int ferry_memory_file_open(struct ferry_memory_file *out, pid_t pid, struct ferry_hva start,
-			   uint64_t bytes, struct ferry_failure *f)
+			   uint64_t bytes, bool anyhow, struct ferry_failure *f)
 {
 	struct ferry_mapping m;
 	int rc = ferry_maps_at(pid, start, bytes, &m, f);
@@ -66,14 +68,14 @@ int ferry_memory_file_open(struct ferry_memory_file *out, pid_t pid, struct ferr
 		return rc;
 	if (m.kind != FERRY_MAPPING_SHARED || !m.shared)
 		return ferry_fail(f, FERRY_REFUSE, -EINVAL, "it is not shared memory");
-	if (!charges_alike(pid))
+	if (!anyhow && !charges_alike(pid))
 		return ferry_fail(f, FERRY_REFUSE, -EXDEV,
 				  "process %d is in another memory cgroup than we are", (int)pid);
 	out->fd = ferry_maps_open(pid, &m, O_RDWR);
 	if (out->fd < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, out->fd, "opening %s through /proc/%d",
 					m.name, (int)pid);
-	if (!has_small_pages(out->fd)) {
+	if (!anyhow && !has_small_pages(out->fd)) {
 		ferry_memory_file_close(out);
 		return ferry_fail(f, FERRY_REFUSE, -EOPNOTSUPP, "%s may have large pages", m.name);
 	}
@@ -149,4 +151,45 @@ ssize_t ferry_memory_file_write(const struct ferry_memory_file *m, struct ferry_
 	if (written == -ENOSPC)
 		return -ENOMEM;
 	return written;
+}
+
+ssize_t ferry_memory_file_overwrite(const struct ferry_memory_file *m, uint64_t at,
+				    const void *data, size_t bytes)
+{
+	ssize_t n;
+
+	do
+		n = pwrite(m->fd, data, bytes, (off_t)(m->offset + at));
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == ENOSPC ? -ENOMEM : -errno;
+	/* The page that it stopped in is written again. */
+	n -= n % FERRY_PAGE_SIZE_DEFAULT;
+	return n ? n : -ENOMEM;
+}
+
+int ferry_memory_file_enlarge(const struct ferry_memory_file *m, uint64_t at)
+{
+	uint8_t *room = mmap(NULL, 2 * FERRY_LARGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			     0);
+	uint8_t *block = room + (FERRY_LARGE_BYTES - (uintptr_t)room % FERRY_LARGE_BYTES) %
+					FERRY_LARGE_BYTES;
+	int rc = 0;
+
+	if (room == MAP_FAILED)
+		return -errno;
+	if (mmap(block, FERRY_LARGE_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED, m->fd,
+		 (off_t)(m->offset + at)) == MAP_FAILED ||
+	    madvise(block, FERRY_LARGE_BYTES, MADV_COLLAPSE) < 0)
+		rc = -errno;
+	munmap(room, 2 * FERRY_LARGE_BYTES);
+	return rc;
+}
+
+int ferry_memory_file_punch(const struct ferry_memory_file *m, uint64_t at, uint64_t bytes)
+{
+	return fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 (off_t)(m->offset + at), (off_t)bytes) < 0
+		       ? -errno
+		       : 0;
 }

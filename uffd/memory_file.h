@@ -46,10 +46,11 @@ struct ferry_memory_pipe {
  * said above
  * @pid: the process, or our own
  * @start, @bytes: the memory, page-aligned, mapped by now
+ * @anyhow: also from another memory cgroup, and with large pages: for one that was begun so
  * Errors: negative errno with the reason in @f; then there is UFFDIO_COPY.
  */
 int ferry_memory_file_open(struct ferry_memory_file *out, pid_t pid, struct ferry_hva start,
-			   uint64_t bytes, struct ferry_failure *f);
+			   uint64_t bytes, bool anyhow, struct ferry_failure *f);
 void ferry_memory_file_close(struct ferry_memory_file *m);
 
 /**
@@ -75,5 +76,27 @@ int ferry_memory_file_next(const struct ferry_memory_file *m, uint64_t *from, ui
 ssize_t ferry_memory_file_write(const struct ferry_memory_file *m, struct ferry_memory_pipe *p,
 				uint64_t at, const void *data, size_t bytes);
 void ferry_memory_pipe_close(struct ferry_memory_pipe *p);
+
+/**
+ * ferry_memory_file_overwrite() - write pages that nobody can see yet (in_place.c)
+ * As above, but in any pieces, and from any memory.
+ */
+ssize_t ferry_memory_file_overwrite(const struct ferry_memory_file *m, uint64_t at,
+				    const void *data, size_t bytes);
+
+/* Bytes of a large page. Blocks begin where that divides the file's offset. */
+#define FERRY_LARGE_BYTES (2 * FERRY_MIB)
+
+/**
+ * ferry_memory_file_enlarge() - put a block into one large page, at once
+ * @at: from the memory's start, bytes; a block begins there
+ * Holes of it become zeros; not where userfaultfd waits for missing pages.
+ * Errors: negative errno: no large page can be had.
+ * Source: madvise(2), MADV_COLLAPSE
+ */
+int ferry_memory_file_enlarge(const struct ferry_memory_file *m, uint64_t at);
+
+/* Make holes of it, given back to the system. Errors: negative errno. */
+int ferry_memory_file_punch(const struct ferry_memory_file *m, uint64_t at, uint64_t bytes);
 
 #endif

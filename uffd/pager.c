@@ -8,6 +8,7 @@
 int ferry_pager_init(struct ferry_pager *p, const struct ferry_layout *layout)
 {
 	*p = (struct ferry_pager){.n_regions = layout->n_regions};
+	p->in_place = &p->own_in_place;
 	for (uint32_t i = 0; i < layout->n_regions; i++) {
 		struct ferry_pager_region *r = &p->regions[i];
 
@@ -31,7 +32,7 @@ size_t ferry_pager_kept_bytes(const struct ferry_layout *layout)
 
 	for (uint32_t i = 0; i < layout->n_regions; i++)
 		n_words += ferry_bitmap_n_words(layout->regions[i].n_pages);
-	return n_words * sizeof(uint64_t);
+	return (n_words + 1) * sizeof(uint64_t);
 }
 
 void ferry_pager_keep(struct ferry_pager *p, void *kept)
@@ -46,6 +47,18 @@ void ferry_pager_keep(struct ferry_pager *p, void *kept)
 		words += ferry_bitmap_n_words(p->regions[i].n_pages);
 		atomic_fetch_add(&p->pages_known, ferry_bitmap_count(known));
 	}
+	p->in_place = (_Atomic uint64_t *)words;
+}
+
+void ferry_pager_set_in_place(struct ferry_pager *p, uint32_t region)
+{
+	_Static_assert(FERRY_MAX_REGIONS <= 64, "a bit for each");
+	atomic_fetch_or(p->in_place, UINT64_C(1) << region);
+}
+
+bool ferry_pager_is_in_place(const struct ferry_pager *p, uint32_t region)
+{
+	return atomic_load(p->in_place) >> region & 1;
 }
 
 void ferry_pager_fini(struct ferry_pager *p)

@@ -36,6 +36,8 @@ struct ferry_pager {
 	struct ferry_pager_region regions[FERRY_MAX_REGIONS];
 	uint64_t pages_total;
 	_Atomic uint64_t pages_known;
+	/* A bit for each region that is filled in place: see in_place.c. */
+	_Atomic uint64_t own_in_place, *in_place;
 };
 
 /* What to do about a fault. */
@@ -68,6 +70,13 @@ size_t ferry_pager_kept_bytes(const struct ferry_layout *layout);
  * Right after _init.
  */
 void ferry_pager_keep(struct ferry_pager *p, void *kept);
+
+/*
+ * A region is filled in place: that a page is in its memory does not say that it is whole. Kept
+ * with what is known.
+ */
+void ferry_pager_set_in_place(struct ferry_pager *p, uint32_t region);
+bool ferry_pager_is_in_place(const struct ferry_pager *p, uint32_t region);
 
 /* Does @run lie inside the layout? Anything else from a peer is refused. */
 bool ferry_pager_has(const struct ferry_pager *p, const struct ferry_run *run);

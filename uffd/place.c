@@ -59,6 +59,15 @@ static int64_t fill_zero(const struct ferry_uffd *u, uint64_t dst, uint64_t src,
 	return outcome(rc, errno, z.zeropage, len);
 }
 
+static int64_t fill_continue(const struct ferry_uffd *u, uint64_t dst, uint64_t src, uint64_t len)
+{
+	struct uffdio_continue c = {.range = {.start = dst, .len = len}};
+	int rc = ioctl(u->fd, UFFDIO_CONTINUE, &c);
+
+	(void)src;
+	return outcome(rc, errno, c.mapped, len);
+}
+
 static int64_t fill_poison(const struct ferry_uffd *u, uint64_t dst, uint64_t src, uint64_t len)
 {
 	struct uffdio_poison p = {.range = {.start = dst, .len = len}};
@@ -160,6 +169,12 @@ int ferry_place_copy(const struct ferry_uffd *u, struct ferry_hva dst, const voi
 		     uint32_t n_pages, uint32_t page_bytes, struct ferry_placed *placed)
 {
 	return place(u, dst, (uintptr_t)data, n_pages, page_bytes, fill_copy, placed);
+}
+
+int ferry_place_continue(const struct ferry_uffd *u, struct ferry_hva dst, uint32_t n_pages,
+			 uint32_t page_bytes, struct ferry_placed *placed)
+{
+	return place(u, dst, 0, n_pages, page_bytes, fill_continue, placed);
 }
 
 int ferry_place_poison(const struct ferry_uffd *u, struct ferry_hva dst, uint32_t n_pages,

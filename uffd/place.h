@@ -33,6 +33,14 @@ int ferry_place_copy(const struct ferry_uffd *u, struct ferry_hva dst, const voi
 		     uint32_t n_pages, uint32_t page_bytes, struct ferry_placed *placed);
 
 /**
+ * ferry_place_continue() - show pages of registered-hidden memory that are in its file
+ * Errors: also -EFAULT when the file has no such page (any more).
+ * Source: ioctl_userfaultfd(2), UFFDIO_CONTINUE
+ */
+int ferry_place_continue(const struct ferry_uffd *u, struct ferry_hva dst, uint32_t n_pages,
+			 uint32_t page_bytes, struct ferry_placed *placed);
+
+/**
  * ferry_place_poison() - the same with pages that answer with a memory error, for good
  * Errors: also -EINVAL, -ENOTTY (before Linux 6.6).
  * Source: ioctl_userfaultfd(2), UFFDIO_POISON

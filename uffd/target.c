@@ -137,6 +137,8 @@ static int find_all_present(struct ferry_target *t, struct ferry_failure *f)
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "/proc/%d/pagemap", (int)t->uffd.pid);
 	for (uint32_t i = 0; i < t->n_regions && !rc; i++) {
+		if (t->regions[i].in_place)
+			continue;
 		rc = find_present(t, i, &p);
 		if (rc < 0)
 			ferry_fail_errno(f, FERRY_REFUSE, rc, "region %u: reading /proc/%d/pagemap", i,
@@ -169,27 +171,35 @@ static int find_written(struct ferry_target *t, uint32_t id)
 	return rc;
 }
 
-/*
- * Shared memory is filled through its file, where that can be done, once we know what is in it:
- * pages that come into it from now on are ours.
- */
+static void use_copy(struct ferry_target *t, uint32_t region, const char *why)
+{
+	ferry_memory_file_close(&t->regions[region].file);
+	ferry_debug(t->log, "region %u is filled by UFFDIO_COPY: %s", region, why);
+}
+
+/* Shared memory is filled through its file, where that can be done. */
 static void open_files(struct ferry_target *t)
 {
 	for (uint32_t i = 0; i < t->n_regions; i++) {
 		struct ferry_engine_region *r = &t->regions[i];
-		struct ferry_failure why = {0};
-		int rc;
+		struct ferry_failure why;
 
-		if (r->info.kind != FERRY_MAPPING_SHARED)
-			continue;
-		rc = ferry_memory_file_open(&r->file, t->uffd.pid, r->info.start, r->bytes, &why);
-		if (!rc)
-			rc = find_written(t, i);
-		if (rc < 0) {
-			ferry_memory_file_close(&r->file);
-			ferry_debug(t->log, "region %u is filled by UFFDIO_COPY: %s", i,
-				    why.text[0] ? why.text : strerror(-rc));
-		}
+		if (r->info.kind == FERRY_MAPPING_SHARED &&
+		    ferry_memory_file_open(&r->file, t->uffd.pid, r->info.start, r->bytes, false,
+					   &why) < 0)
+			use_copy(t, i, why.text);
+	}
+}
+
+/* Pages that come into the files from now on are ours. */
+static void find_all_written(struct ferry_target *t)
+{
+	for (uint32_t i = 0; i < t->n_regions; i++) {
+		const struct ferry_engine_region *r = &t->regions[i];
+		int rc = r->file.fd >= 0 && !r->in_place ? find_written(t, i) : 0;
+
+		if (rc < 0)
+			use_copy(t, i, strerror(-rc));
 	}
 }
 
@@ -276,8 +286,10 @@ static int not_registered(const struct ferry_target_region *r, uint32_t i, int r
 static int register_all(struct ferry_target *t, struct ferry_failure *f)
 {
 	for (uint32_t i = 0; i < t->n_regions; i++) {
-		int rc = ferry_uffd_register(&t->uffd, t->regions[i].info.start,
-					     t->regions[i].bytes);
+		int rc = t->regions[i].in_place
+				 ? 0
+				 : ferry_uffd_register(&t->uffd, t->regions[i].info.start,
+						       t->regions[i].bytes);
 
 		if (rc < 0)
 			return not_registered(&t->regions[i].info, i, rc, f);
@@ -395,6 +407,10 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	}
 	if (!rc && config->kept)
 		ferry_pager_keep(&t->pager, config->kept);
+	if (!rc) {
+		open_files(t);
+		rc = ferry_engine_in_place_init(t, config, f);
+	}
 	if (!rc)
 		rc = register_all(t, f);
 	/*
@@ -408,7 +424,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 		rc = find_all_present(t, f);
 	}
 	if (!rc)
-		open_files(t);
+		find_all_written(t);
 	if (!rc && !config->no_large_pages)
 		ferry_engine_collapse_init(t);
 	if (rc < 0) {
@@ -564,6 +580,11 @@ uint64_t ferry_target_memory_id(struct ferry_target *t)
 	return id;
 }
 
+bool ferry_target_is_in_place(const struct ferry_target *t, uint32_t region)
+{
+	return t->regions[region].in_place;
+}
+
 int ferry_target_events_fd(const struct ferry_target *t)
 {
 	return t->events_fd;
@@ -678,6 +699,7 @@ static void stop_threads(struct ferry_target *t)
 void ferry_target_abandon(struct ferry_target *t)
 {
 	stop_threads(t);
+	ferry_engine_in_place_undo(t);
 	unregister_all(t);
 	t->abandoned = true;
 }
@@ -709,6 +731,7 @@ void ferry_target_free(struct ferry_target *t)
 	ferry_engine_link_close(&t->incoming);
 	ferry_target_meeting_end(t->meeting);
 	ferry_pager_fini(&t->pager);
+	ferry_engine_in_place_fini(t);
 	for (uint32_t i = 0; i < t->n_regions; i++)
 		ferry_memory_file_close(&t->regions[i].file);
 	if (t->verify)

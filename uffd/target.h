@@ -31,7 +31,8 @@ struct ferry_tls;
 /* What to ask of a userfaultfd that a target is going to own; what the kernel lacks is left out. */
 #define FERRY_TARGET_UFFD_FEATURES                                                                 \
 	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |         \
-	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_THREAD_ID)
+	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |                             \
+	 UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID)
 
 /* Memory that is to be filled. */
 struct ferry_target_region {
@@ -90,6 +91,10 @@ struct ferry_target_config {
 	 * /proc/PID/pagemap is then not needed. Borrowed until _free; NULL for none.
 	 */
 	void *kept;
+	/* Where the source has content in nearly every page: such blocks are made ready for it (see
+	 * in_place.c). Copied as far as needed. */
+	const struct ferry_block_run *dense;
+	uint32_t n_dense;
 	struct ferry_target_hooks hooks;
 	/* Given, on error too; the first ferry_target_dial() goes on with it. NULL for none. */
 	struct ferry_target_meeting *meeting;
@@ -215,6 +220,9 @@ enum ferry_target_event {
  */
 int ferry_target_wait(struct ferry_target *t, int timeout_ms, int stop_fd,
 		      struct ferry_failure *f);
+
+/* Whether a region's file has pages from the beginning, of our making: see in_place.c. */
+bool ferry_target_is_in_place(const struct ferry_target *t, uint32_t region);
 
 /* Readable (POLLIN) while ferry_target_wait() has something to tell. Borrowed until _free. */
 int ferry_target_events_fd(const struct ferry_target *t);

@@ -172,14 +172,25 @@ static int error_or_gone(const struct ferry_uffd *u, int err)
 	return err;
 }
 
-int ferry_uffd_register(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len)
+static int do_register(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len,
+		       uint64_t mode)
 {
-	struct uffdio_register reg = {
-		.range = {.start = start.v, .len = len},
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
+	struct uffdio_register reg = {.range = {.start = start.v, .len = len}, .mode = mode};
 
 	return ioctl(u->fd, UFFDIO_REGISTER, &reg) < 0 ? error_or_gone(u, -errno) : 0;
+}
+
+int ferry_uffd_register(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len)
+{
+	return do_register(u, start, len, UFFDIO_REGISTER_MODE_MISSING);
+}
+
+int ferry_uffd_register_hidden(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len,
+			       bool missing)
+{
+	return do_register(u, start, len,
+			   UFFDIO_REGISTER_MODE_MINOR |
+				   (missing ? UFFDIO_REGISTER_MODE_MISSING : 0));
 }
 
 int ferry_uffd_unregister(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len)

@@ -117,6 +117,14 @@ void ferry_uffd_close(struct ferry_uffd *u);
  * userfaultfd has it, -ENOMEM/-ENOENT when it isn't mapped, -ESRCH (LOST) when the process is gone.
  */
 int ferry_uffd_register(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
+
+/*
+ * The same for shared memory whose pages we write where they belong (in_place.c): a thread that
+ * touches a page waits also when the page is there, until ferry_place_continue() shows it.
+ * @missing: and when it is not there; without, the kernel has zeros for that
+ */
+int ferry_uffd_register_hidden(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len,
+			       bool missing);
 int ferry_uffd_unregister(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
 int ferry_uffd_wake(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len);
 

@@ -30,7 +30,7 @@
 #include "migrate/switchover.h"
 
 #define PAGE	    4096u
-#define N_PAGES	    128u
+#define N_PAGES	    640u /* more than a block of 2 MiB: filled in place */
 #define BYTES	    ((size_t)N_PAGES * PAGE)
 #define STATE_BYTES (96u * 1024)
 #define LIMIT_MS    20000

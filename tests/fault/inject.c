@@ -350,6 +350,9 @@ WRAP(int, posix_fallocate64, (int fd, off_t at, off_t len))
 	return e ? e : __real_posix_fallocate64(fd, at, len);
 }
 
+WRAP_INT(fallocate64, (int fd, int mode, off_t at, off_t len), (fd, mode, at, len))
+WRAP_INT(madvise, (void *p, size_t len, int advice), (p, len, advice))
+
 WRAP(ssize_t, getrandom, (void *p, size_t len, unsigned int flags))
 {
 	FAIL_WITH(STRIKE(getrandom), -1);

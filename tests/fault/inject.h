@@ -62,6 +62,8 @@
 	X(mkdtemp, ENOSPC)                                                                         \
 	X(ftruncate64, EIO)                                                                        \
 	X(posix_fallocate64, ENOSPC)                                                               \
+	X(fallocate64, ENOSPC, EINTR)                                                              \
+	X(madvise, EAGAIN, ENOMEM)                                                                 \
 	X(flock, EINTR, ENOLCK)                                                                    \
 	X(fstat64, EIO)                                                                            \
 	X(stat64, EIO)                                                                             \

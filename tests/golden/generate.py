@@ -198,6 +198,10 @@ def add_exact(v):
        "of 4096", "Prepare",
        dict(vm="", vmm_version="", machine="", n_bulk=1, paused=True,
             regions=[v.pb.Region(id=0, name="r", n_pages=1, page_bytes=4096)]))
+    ex("prepare_dense", "vm \"\", VMM \"\", machine \"\", 1 bulk connection, region 0 \"r\" of 2048 pages of "
+       "4096, dense: region 0, blocks 0+1 and 2+2", "Prepare",
+       dict(vm="", vmm_version="", machine="", n_bulk=1, dense=[0, 0, 1, 0, 2, 2],
+            regions=[v.pb.Region(id=0, name="r", n_pages=2048, page_bytes=4096)]))
     ex("prepared", "nothing more", "Prepared")
     ex("stopped", "nothing more", "Stopped")
     ex("device_state", "a piece: 51 45 56 4d", "DeviceState", b"", b"QEVM")
@@ -380,6 +384,15 @@ def add_message(v):
     for n in (0, 17):
         bad(f"prepare_{n}_bulk_connections", f"{n} bulk connections", "Prepare",
             dict(vm="x", regions=one, n_bulk=n))
+    four = [v.pb.Region(id=0, name="r", n_pages=2048, page_bytes=4096)]
+    bad("prepare_dense_not_in_threes", "4 numbers", "Prepare",
+        dict(vm="x", regions=four, dense=[0, 0, 1, 0]))
+    bad("prepare_dense_too_many", "771 numbers", "Prepare",
+        dict(vm="x", regions=four, dense=[0, 0, 1] * 257))
+    for what, runs in (("region", [1, 0, 1]), ("none", [0, 0, 0]), ("end", [0, 3, 2]),
+                       ("wrap", [0, 0xffffffff, 0xffffffff])):
+        bad(f"prepare_dense_{what}", "impossible dense blocks", "Prepare",
+            dict(vm="x", regions=four, dense=runs))
     for name in ("Ping", "Pong", "Commit", "Running", "Abort", "DeviceStateEnd", "Welcome", "Error",
                  "Discarded", "Prepare", "PageRequest", "PageRun"):
         bad(f"{name.lower()}_empty", "not a valid message", name)

@@ -12,6 +12,8 @@
  *   - a page is placed once, whole, with the source's content, and only while it is missing
  *   - a page becomes zero only because the source said so, or the guest discarded it
  *   - what the pager calls placed is present
+ *   - where pages are written in place, none is shown before it is whole, and none is written that
+ *     was shown
  *   - no page is pushed twice in one epoch, nor one that the target said it has
  *   - a thread whose page is known, or can be asked for, is served soon
  * and in the end, after the last disturbance: no thread waits, everything is known.
@@ -61,6 +63,7 @@ struct world {
 	uint64_t seed;
 	bool anon; /* private anonymous memory, with discards; else shared memory */
 	bool writes;	/* shared memory that is filled through its file */
+	bool in_place;	/* the same, in place: what is in the file is seen when it is shown */
 	bool late_push; /* pages come on request only until the calm */
 
 	/* the source */
@@ -75,6 +78,7 @@ struct world {
 	/* the kernel and the guest on the target */
 	bool present[N_REGIONS][MAX_PAGES], discarded[N_REGIONS][MAX_PAGES];
 	bool registered[N_REGIONS][MAX_PAGES];
+	bool shown[N_REGIONS][MAX_PAGES]; /* in place only; ->present is then: in the file */
 	uint64_t value[N_REGIONS][MAX_PAGES], expected[N_REGIONS][MAX_PAGES];
 	struct thread threads[N_THREADS];
 	bool unread[N_THREADS]; /* a message of this thread's waits to be read */
@@ -84,6 +88,7 @@ struct world {
 	/* the target's process */
 	struct ferry_target t;
 	struct ferry_memory_pipe pipe;
+	void *kept; /* outlives it; in place only */
 	bool alive, target_open, complete;
 	bool given_up; /* the connection of target_epoch broke before it was open */
 	uint32_t target_epoch, next_epoch;
@@ -163,6 +168,10 @@ static int place(struct world *w, struct ferry_hva dst, const uint8_t *data, uin
 			placed->n_dup++;
 			continue;
 		}
+		if (w->in_place && data)
+			fail(w, "page %u/%llu is not written in place", region,
+			     (unsigned long long)page);
+		w->shown[region][page] = true;
 		if (data && v != source_value(w, region, page))
 			fail(w, "page %u/%llu is placed with another's content", region,
 			     (unsigned long long)page);
@@ -179,8 +188,18 @@ static int place(struct world *w, struct ferry_hva dst, const uint8_t *data, uin
 	return 0;
 }
 
-/* These stand in for uffd/place.c, uffd/memory_file.c and uffd/uffd.c. The target is part of the
- * world. */
+/* A torn page: the guest must not see it. */
+#define TORN UINT64_C(0x746f726e)
+
+static bool is_seen(const struct world *w, uint32_t region, uint64_t page)
+{
+	if (!w->present[region][page])
+		return false;
+	return !w->in_place || w->shown[region][page] || !w->registered[region][page];
+}
+
+/* These stand in for uffd/place.c, uffd/memory_file.c, uffd/maps.c and uffd/uffd.c. The target is
+ * part of the world. */
 static struct world *world_of(const struct ferry_uffd *u)
 {
 	return FERRY_CONTAINER(FERRY_CONTAINER(u, struct ferry_target, uffd), struct world, t);
@@ -229,6 +248,122 @@ ssize_t ferry_memory_file_write(const struct ferry_memory_file *file,
 		w->value[region][page] = v;
 	}
 	return (ssize_t)(n * PAGE);
+}
+
+int ferry_place_continue(const struct ferry_uffd *u, struct ferry_hva dst, uint32_t n_pages,
+			 uint32_t page_bytes, struct ferry_placed *placed)
+{
+	struct world *w = world_of(u);
+	uint32_t region;
+	uint64_t page;
+
+	(void)page_bytes;
+	*placed = (struct ferry_placed){0};
+	locate(w, dst, &region, &page);
+	for (uint32_t i = 0; i < n_pages; i++, page++) {
+		/* As while the process changes its mappings. */
+		if (sim_once_in(&w->clock, 20))
+			return -EAGAIN;
+		if (!w->registered[region][page])
+			return -ENOENT;
+		if (!w->present[region][page])
+			return -EFAULT;
+		if (w->value[region][page] == TORN)
+			fail(w, "page %u/%llu is shown before it is whole", region,
+			     (unsigned long long)page);
+		wake(w, region, page);
+		if (w->shown[region][page])
+			placed->n_dup++;
+		else
+			placed->n_new++;
+		w->shown[region][page] = true;
+	}
+	return 0;
+}
+
+/* It may be done in part, and end in the middle of a page. */
+ssize_t ferry_memory_file_overwrite(const struct ferry_memory_file *file, uint64_t at,
+				    const void *data, size_t bytes)
+{
+	struct ferry_engine_region *r = FERRY_CONTAINER(file, struct ferry_engine_region, file);
+	uint32_t region = r->info.desc.id;
+	struct world *w = world_of(&FERRY_CONTAINER(r - region, struct ferry_target, regions)->uffd);
+	uint64_t n =
+		sim_once_in(&w->clock, 3) ? sim_below(&w->clock, bytes / PAGE + 1) : bytes / PAGE;
+
+	for (uint64_t i = 0; i < bytes / PAGE && i <= n; i++) {
+		uint64_t page = at / PAGE + i, v;
+
+		memcpy(&v, (const uint8_t *)data + i * PAGE, sizeof(v));
+		if (is_seen(w, region, page))
+			fail(w, "page %u/%llu is overwritten", region, (unsigned long long)page);
+		if (v != source_value(w, region, page))
+			fail(w, "page %u/%llu is written with another's content", region,
+			     (unsigned long long)page);
+		w->present[region][page] = true;
+		w->value[region][page] = i < n ? v : TORN;
+	}
+	return n ? (ssize_t)(n * PAGE) : -ENOMEM;
+}
+
+/* The region is ready before the history begins: see make_target(). */
+int ferry_memory_file_open(struct ferry_memory_file *out, pid_t pid, struct ferry_hva start,
+			   uint64_t bytes, bool anyhow, struct ferry_failure *f)
+{
+	(void)out;
+	(void)pid;
+	(void)start;
+	(void)bytes;
+	(void)anyhow;
+	return ferry_fail(f, FERRY_REFUSE, -ENOSYS, "not simulated");
+}
+
+void ferry_memory_file_close(struct ferry_memory_file *m)
+{
+	(void)m;
+}
+
+int ferry_memory_file_next(const struct ferry_memory_file *m, uint64_t *from, uint64_t *to,
+			   uint64_t bytes)
+{
+	(void)m;
+	(void)from;
+	(void)to;
+	(void)bytes;
+	return -ENOSYS;
+}
+
+int ferry_memory_file_enlarge(const struct ferry_memory_file *m, uint64_t at)
+{
+	(void)m;
+	(void)at;
+	return -ENOSYS;
+}
+
+int ferry_memory_file_punch(const struct ferry_memory_file *m, uint64_t at, uint64_t bytes)
+{
+	(void)m;
+	(void)at;
+	(void)bytes;
+	return -ENOSYS;
+}
+
+bool ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes)
+{
+	(void)pid;
+	(void)start;
+	(void)bytes;
+	return false;
+}
+
+int ferry_uffd_register_hidden(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len,
+			       bool missing)
+{
+	(void)u;
+	(void)start;
+	(void)len;
+	(void)missing;
+	return -ENOSYS;
 }
 
 int ferry_uffd_wake(const struct ferry_uffd *u, struct ferry_hva start, uint64_t len)
@@ -427,7 +562,7 @@ static void fill_run(struct world *w, struct message *m)
 	}
 	rc = ferry_engine_fill(&w->t, &m->run.run, data, m->bulk ? &w->pipe : NULL, &done, &n_new);
 	free(data);
-	if (rc == -EAGAIN) {
+	if (rc == -EAGAIN || (w->in_place && rc == -ENOMEM)) {
 		sim_after(&w->clock, 5 * US, retry_run, m, m->epoch);
 		return;
 	}
@@ -701,6 +836,11 @@ static void build_pager(struct world *w)
 {
 	if (ferry_pager_init(&w->t.pager, &w->pages.layout) < 0)
 		fail(w, "pager");
+	if (w->in_place) {
+		/* What is there says nothing: only what was kept does. */
+		ferry_pager_keep(&w->t.pager, w->kept);
+		return;
+	}
 	for (uint32_t r = 0; r < N_REGIONS; r++)
 		for (uint64_t p = 0; p < w->pages.layout.regions[r].n_pages; p++)
 			if (w->present[r][p])
@@ -716,6 +856,8 @@ static void target_returns(void *ctx, void *arg, uint64_t n)
 	w->alive = true;
 	w->target_open = false;
 	build_pager(w);
+	for (uint32_t r = 0; w->in_place && r < N_REGIONS; r++)
+		ferry_bitmap_clear_range(&w->t.regions[r].left, 0, w->t.regions[r].left.n_bits);
 	for (uint32_t r = 0; r < N_REGIONS; r++)
 		for (uint64_t p = 0; p < w->pages.layout.regions[r].n_pages; p++) {
 			w->registered[r][p] = true; /* holes too: what is there is kept */
@@ -832,12 +974,13 @@ static void access_page(struct world *w, unsigned int i)
 
 	if (being_discarded(w, r, p))
 		return;
-	if (!w->present[r][p] && w->registered[r][p]) {
+	if (!is_seen(w, r, p) && w->registered[r][p]) {
 		th->waiting = w->unread[i] = true;
 		w->faults++;
 		sim_after(&w->clock, sim_below(&w->clock, 20 * US), read_messages, NULL, 0);
 		return;
 	}
+	w->shown[r][p] = true;
 	if (!w->present[r][p]) {
 		w->present[r][p] = true; /* the kernel's own zeros */
 		w->value[r][p] = 0;
@@ -860,10 +1003,10 @@ static void guest_step(void *ctx, void *arg, uint64_t i)
 	sim_after(&w->clock, 5 * US + sim_below(&w->clock, 100 * US), guest_step, NULL, i);
 	if (th->waiting || th->discarding)
 		return;
-	if (w->present[th->region][th->page] && sim_once_in(&w->clock, 2)) {
+	if (is_seen(w, th->region, th->page) && sim_once_in(&w->clock, 2)) {
 		n_pages = w->pages.layout.regions[th->region].n_pages;
 		th->page = (th->page + 1) % n_pages;
-	} else if (w->present[th->region][th->page] || !sim_once_in(&w->clock, 3)) {
+	} else if (is_seen(w, th->region, th->page) || !sim_once_in(&w->clock, 3)) {
 		th->region = (uint32_t)sim_below(&w->clock, N_REGIONS);
 		n_pages = w->pages.layout.regions[th->region].n_pages;
 		th->page = sim_below(&w->clock, n_pages);
@@ -913,6 +1056,22 @@ static void make_memory(struct world *w)
 	}
 }
 
+/* A block in a large page of zeros; those behind it, in part, are holes. */
+static void make_in_place(struct world *w, uint32_t region)
+{
+	struct ferry_engine_region *r = &w->t.regions[region];
+	uint64_t n_blocks = r->bytes / FERRY_LARGE_BYTES;
+
+	r->in_place = true;
+	if (ferry_bitmap_init(&r->large, n_blocks) < 0 || ferry_bitmap_init(&r->left, n_blocks) < 0)
+		fail(w, "out of memory");
+	if (n_blocks && sim_once_in(&w->clock, 2)) {
+		ferry_bitmap_test_and_set(&r->large, 0);
+		for (uint64_t p = 0; p < FERRY_LARGE_BYTES / PAGE; p++)
+			w->present[region][p] = true;
+	}
+}
+
 static void make_target(struct world *w)
 {
 	struct ferry_target *t = &w->t;
@@ -928,7 +1087,13 @@ static void make_target(struct world *w)
 		t->regions[r].file.fd = w->writes ? 0 : -1;
 		t->regions[r].bytes = t->layout.regions[r].n_pages * PAGE;
 		atomic_store(&t->regions[r].start, (uint64_t)(r + 1) << 40);
+		if (w->in_place)
+			make_in_place(w, r);
 	}
+	/* Nobody is there who could map large pages. */
+	atomic_store(&t->may_not_map, true);
+	if (w->in_place)
+		w->kept = calloc(1, ferry_pager_kept_bytes(&w->pages.layout));
 	w->alive = true;
 	build_pager(w);
 }
@@ -940,7 +1105,8 @@ static void check_pager(const struct world *w)
 
 		for (uint64_t p = 0; p < pr->n_pages; p++)
 			if (ferry_bitmap_test(&pr->known, p) && !ferry_bitmap_test(&pr->zero, p) &&
-			    !w->present[r][p] && !w->discarded[r][p] && w->registered[r][p])
+			    !w->present[r][p] && !w->discarded[r][p] && w->registered[r][p] &&
+			    !(w->in_place && !source_value(w, r, p))) /* said so to the one before */
 				fail(w, "page %u/%llu is called placed and is missing", r,
 				     (unsigned long long)p);
 	}
@@ -993,7 +1159,8 @@ static void run_seed(uint64_t seed, unsigned int sums[5])
 	w->clock.rng = seed;
 	w->clock.ctx = w;
 	w->anon = sim_once_in(&w->clock, 2);
-	w->writes = !w->anon && sim_once_in(&w->clock, 2);
+	w->writes = !w->anon && !sim_once_in(&w->clock, 3);
+	w->in_place = w->writes && sim_once_in(&w->clock, 2);
 	w->late_push = sim_once_in(&w->clock, 2);
 	make_memory(w);
 	make_target(w);
@@ -1024,6 +1191,8 @@ static void run_seed(uint64_t seed, unsigned int sums[5])
 	ferry_session_free(w->session);
 	ferry_pages_fini(&w->pages);
 	ferry_pager_fini(&w->t.pager);
+	ferry_engine_in_place_fini(&w->t);
+	free(w->kept);
 	for (uint32_t r = 0; r < N_REGIONS; r++)
 		free(w->memory[r]);
 	free(w);

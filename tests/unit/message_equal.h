@@ -98,6 +98,9 @@ static inline bool messages_equal(const struct ferry_message *a, const struct fe
 		       !strcmp(a->prepare.machine, b->prepare.machine) &&
 		       a->prepare.n_bulk == b->prepare.n_bulk &&
 		       a->prepare.paused == b->prepare.paused &&
+		       a->prepare.n_dense == b->prepare.n_dense &&
+		       !memcmp(a->prepare.dense, b->prepare.dense,
+			       a->prepare.n_dense * sizeof(a->prepare.dense[0])) &&
 		       layouts_equal(&a->prepare.layout, &b->prepare.layout);
 	case FERRY_FRAME_DEVICE_STATE_END:
 		return a->device_state_end.total_bytes == b->device_state_end.total_bytes;
