@@ -29,7 +29,7 @@ static int file_name(enum ferry_side side, const char *qmp_path, char name[NAME_
 /* In the file as in memory: it is read on the machine that wrote it. */
 static enum ferry_keep_state judge(enum ferry_keep_state found, struct ferry_journal_entry *e)
 {
-	if (found == FERRY_KEEP_EMPTY || e->phase < FERRY_JOURNAL_BEGUN ||
+	if (found == FERRY_KEEP_EMPTY || e->phase < FERRY_JOURNAL_SETTINGS ||
 	    e->phase > FERRY_JOURNAL_COMPLETE || !e->n_bulk || e->n_bulk > FERRY_MAX_BULK ||
 	    !e->n_regions || e->n_regions > FERRY_MAX_REGIONS) {
 		*e = (struct ferry_journal_entry){0};
@@ -85,10 +85,11 @@ int ferry_journal_check_encrypted(const struct ferry_journal_entry *e, bool has_
 		"were given before");
 }
 
-int ferry_journal_begin(struct ferry_journal *j, const struct ferry_qemu *q,
-			struct ferry_journal_entry *e, struct ferry_failure *f)
+int ferry_journal_begin(struct ferry_journal *j, enum ferry_journal_phase phase,
+			const struct ferry_qemu *q, struct ferry_journal_entry *e,
+			struct ferry_failure *f)
 {
-	e->phase = FERRY_JOURNAL_BEGUN;
+	e->phase = phase;
 	e->head.pid = q->pid;
 	e->n_regions = q->n_ram;
 	for (uint32_t i = 0; i < q->n_ram; i++)

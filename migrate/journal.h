@@ -17,10 +17,12 @@
 #include "base/addr.h"
 #include "base/keep.h"
 #include "migrate/qemu.h"
+#include "migrate/qemu_setup.h"
 #include "protocol/message.h"
 
 enum ferry_journal_phase {
-	FERRY_JOURNAL_BEGUN = 1, /* target: the RAM is registered; source: the guest is stopped */
+	FERRY_JOURNAL_SETTINGS = 1, /* source: QEMU's settings may be changed; the guest is as it was */
+	FERRY_JOURNAL_BEGUN,	 /* target: the RAM is registered; source: the guest is stopped */
 	FERRY_JOURNAL_LOADING,	 /* target: QEMU was told to load the device state */
 	FERRY_JOURNAL_LOADED,	 /* target: it has */
 	FERRY_JOURNAL_COMMITTED, /* source: Commit may have been said; target: it was read */
@@ -45,6 +47,7 @@ struct ferry_journal_entry {
 	uint32_t encrypted; /* not 0: so the connections were, and must be again */
 	uint64_t stop_ns;   /* source: when the guest was stopped; CLOCK_MONOTONIC */
 	struct ferry_addr addr; /* source: the target's; target: where it listens */
+	char settings[FERRY_QEMU_SETTINGS_MAX]; /* source: QEMU's, as they were: see qemu_setup.h */
 	uint32_t n_regions;
 	struct ferry_journal_region regions[FERRY_MAX_REGIONS];
 };
@@ -83,12 +86,13 @@ int ferry_journal_check_encrypted(const struct ferry_journal_entry *e, bool has_
 				  struct ferry_failure *f);
 
 /**
- * ferry_journal_begin() - the first record, with phase BEGUN
+ * ferry_journal_begin() - the first record of a phase, SETTINGS or BEGUN
  * @e: its session, n_bulk, paused, stop_ns and addr are set; the rest is taken from @q
  * Errors: negative errno with the story in @f.
  */
-int ferry_journal_begin(struct ferry_journal *j, const struct ferry_qemu *q,
-			struct ferry_journal_entry *e, struct ferry_failure *f);
+int ferry_journal_begin(struct ferry_journal *j, enum ferry_journal_phase phase,
+			const struct ferry_qemu *q, struct ferry_journal_entry *e,
+			struct ferry_failure *f);
 
 /* Write it again. On return it will be found. Errors: as above. */
 int ferry_journal_update(struct ferry_journal *j, struct ferry_journal_entry *e,

@@ -111,66 +111,99 @@ static int check_known(const json_t *now, enum ferry_side side, struct ferry_fai
 	return 0;
 }
 
-static int apply_capabilities(struct ferry_qemu_setup *s, enum ferry_side side,
-			      struct ferry_failure *f)
+static int look_at_capabilities(struct ferry_qemu_setup *s, enum ferry_side side,
+				struct ferry_failure *f)
 {
-	json_t *change = json_array(), *back = json_array(), *now = NULL;
+	json_t *now = NULL;
 	int rc = ferry_qmp_execute(s->qmp, "query-migrate-capabilities", NULL, &now, f);
 
+	s->change = json_array();
+	s->capabilities = json_array();
 	if (!rc)
 		rc = check_known(now, side, f);
-	if (!rc && compare(now, side, change, back, s->log) < 0)
+	if (!rc && compare(now, side, s->change, s->capabilities, s->log) < 0)
 		rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "capabilities");
-	/* An answer may be lost: then it was done all the same. */
-	if (!rc)
-		s->capabilities = json_incref(back);
-	if (!rc && json_array_size(change))
-		rc = set_capabilities(s->qmp, change, f);
 	json_decref(now);
-	json_decref(change);
-	json_decref(back);
 	return rc;
 }
 
-/* The device state is sent while the guest stands still: nothing may hold it back. */
-static int apply_parameters(struct ferry_qemu_setup *s, struct ferry_failure *f)
+static int look_at_parameters(struct ferry_qemu_setup *s, struct ferry_failure *f)
 {
 	static const char *const names[] = {"max-bandwidth", "tls-creds"};
-	json_t *now = NULL, *back = json_object();
+	json_t *now = NULL;
 	int rc = ferry_qmp_execute(s->qmp, "query-migrate-parameters", NULL, &now, f);
 
+	s->parameters = json_object();
 	for (size_t i = 0; !rc && i < FERRY_ARRAY_SIZE(names); i++) {
 		json_t *v = json_object_get(now, names[i]);
 
-		if (v && json_object_set(back, names[i], v) < 0)
+		if (v && json_object_set(s->parameters, names[i], v) < 0)
 			rc = ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "parameters");
 	}
 	json_decref(now);
+	return rc;
+}
+
+int ferry_qemu_setup_look(struct ferry_qemu_setup *s, struct ferry_qmp *qmp, enum ferry_side side,
+			  const struct ferry_log *log, struct ferry_failure *f)
+{
+	int rc;
+
+	*s = (struct ferry_qemu_setup){.qmp = qmp, .log = log};
+	rc = look_at_capabilities(s, side, f);
 	if (!rc)
-		s->parameters = json_incref(back);
+		rc = look_at_parameters(s, f);
+	if (rc < 0) {
+		ferry_fail_prefix(f, "QEMU's migration settings");
+		ferry_qemu_setup_fini(s);
+	}
+	return rc;
+}
+
+int ferry_qemu_setup_apply(struct ferry_qemu_setup *s, struct ferry_failure *f)
+{
+	int rc = json_array_size(s->change) ? set_capabilities(s->qmp, s->change, f) : 0;
+
+	/* The device state is sent while the guest stands still: nothing may hold it back. */
 	if (!rc)
 		rc = ferry_qmp_execute(s->qmp, "migrate-set-parameters",
 				       FERRY_QMP_ARGS("{s:I, s:s}", "max-bandwidth",
 						      (json_int_t)1 << 50, "tls-creds", ""),
 				       NULL, f);
-	json_decref(back);
-	return rc;
-}
-
-int ferry_qemu_setup_apply(struct ferry_qemu_setup *s, struct ferry_qmp *qmp, enum ferry_side side,
-			   const struct ferry_log *log, struct ferry_failure *f)
-{
-	int rc;
-
-	*s = (struct ferry_qemu_setup){.qmp = qmp, .log = log};
-	rc = apply_capabilities(s, side, f);
-	if (!rc)
-		rc = apply_parameters(s, f);
 	if (rc < 0) {
+		/* An answer may be lost: then it was done all the same. */
 		ferry_fail_prefix(f, "QEMU's migration settings");
 		ferry_qemu_setup_restore(s);
 	}
 	return rc;
+}
+
+int ferry_qemu_setup_save(const struct ferry_qemu_setup *s, char out[FERRY_QEMU_SETTINGS_MAX])
+{
+	json_t *all = json_pack("{s:O, s:O}", "capabilities", s->capabilities, "parameters",
+				s->parameters);
+	size_t n = all ? json_dumpb(all, out, FERRY_QEMU_SETTINGS_MAX - 1, JSON_COMPACT) : 0;
+
+	json_decref(all);
+	if (!n || n > FERRY_QEMU_SETTINGS_MAX - 1)
+		return n ? -EMSGSIZE : -ENOMEM;
+	out[n] = '\0';
+	return 0;
+}
+
+void ferry_qemu_setup_put_back(struct ferry_qmp *qmp, const char *saved,
+			       const struct ferry_log *log)
+{
+	json_t *all = saved[0] ? json_loads(saved, 0, NULL) : NULL;
+	struct ferry_qemu_setup s = {
+		.qmp = qmp,
+		.log = log,
+		.capabilities = json_incref(json_object_get(all, "capabilities")),
+		.parameters = json_incref(json_object_get(all, "parameters")),
+	};
+
+	ferry_qemu_setup_restore(&s);
+	json_decref(all);
 }
 
 void ferry_qemu_setup_restore(struct ferry_qemu_setup *s)
@@ -192,6 +225,7 @@ void ferry_qemu_setup_restore(struct ferry_qemu_setup *s)
 
 void ferry_qemu_setup_fini(struct ferry_qemu_setup *s)
 {
+	json_decref(s->change);
 	json_decref(s->capabilities);
 	json_decref(s->parameters);
 	*s = (struct ferry_qemu_setup){0};

@@ -181,18 +181,21 @@ static void tell_untold(struct ferry_switch_source *s)
 /* It was killed before it gave the guest away: all it can have left is one that stands still. */
 static int run_on(struct ferry_switch_source *s, bool runs)
 {
+	bool has_begun = s->entry.phase >= FERRY_JOURNAL_BEGUN;
 	int rc = 0;
 
-	if (!runs && !s->entry.paused) {
+	if (has_begun && !runs && !s->entry.paused) {
 		ferry_warn(s->config->log, "a process that was killed has left the guest standing "
 					   "still; it is resumed");
 		rc = ferry_qemu_cont(s->qmp, &s->why);
 	}
 	if (rc < 0)
 		return rc;
+	ferry_qemu_setup_put_back(s->qmp, s->entry.settings, s->config->log);
 	/* The target may have loaded the guest since, and wait for a word. */
 	s->entry.takeovers++;
-	tell_untold(s);
+	if (has_begun)
+		tell_untold(s);
 	if (s->config->recovery != FERRY_RECOVER_ONLY)
 		return 0;
 	return ferry_fail(&s->why, FERRY_REFUSE, -ENOENT,
@@ -274,18 +277,25 @@ static bool memory_is_gone(struct ferry_switch_source *s)
 	return true;
 }
 
-static int set_up_vmm(struct ferry_switch_source *s)
+/* As they were they are kept first: left as they are for us, they would spoil QEMU's own migration. */
+static int change_settings(struct ferry_switch_source *s)
 {
-	int rc = ferry_qemu_inspect_source(&s->qemu, s->qmp, s->config->log, &s->why);
+	int rc = ferry_qemu_setup_look(&s->setup, s->qmp, FERRY_SIDE_SOURCE, s->config->log,
+				       &s->why);
 
-	if (!rc)
-		rc = open_sources(s);
-	if (!rc)
-		rc = ferry_qemu_setup_apply(&s->setup, s->qmp, FERRY_SIDE_SOURCE, s->config->log,
-					    &s->why);
-	if (!rc)
-		rc = open_state_pipe(s);
-	return rc;
+	if (rc < 0)
+		return rc;
+	rc = ferry_qemu_setup_save(&s->setup, s->entry.settings);
+	if (rc < 0)
+		ferry_fail_errno(&s->why, FERRY_REFUSE, rc, "keeping QEMU's migration settings");
+	else
+		rc = ferry_journal_begin(&s->journal, FERRY_JOURNAL_SETTINGS, &s->qemu, &s->entry,
+					 &s->why);
+	if (rc < 0) {
+		ferry_qemu_setup_fini(&s->setup); /* nothing is changed */
+		return rc;
+	}
+	return ferry_qemu_setup_apply(&s->setup, &s->why);
 }
 
 static int new_session(struct ferry_switch_source *s)
@@ -333,9 +343,15 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 	event = look_back(s);
 	if (event)
 		return event;
-	rc = set_up_vmm(s);
+	rc = ferry_qemu_inspect_source(&s->qemu, s->qmp, s->config->log, &s->why);
+	if (!rc)
+		rc = open_sources(s);
 	if (!rc)
 		rc = new_session(s);
+	if (!rc)
+		rc = change_settings(s);
+	if (!rc)
+		rc = open_state_pipe(s);
 	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
 }
 
@@ -428,7 +444,8 @@ static enum ferry_switch_event start_state(struct ferry_switch_source *s)
 	ferry_close(TAKE_FD(s->state_peer_fd));
 	s->entry.stop_ns = ferry_now_ns();
 	/* Without it, one after us could not know that the guest must be resumed, or must not. */
-	if (ferry_journal_begin(&s->journal, &s->qemu, &s->entry, &s->why) < 0)
+	if (ferry_journal_begin(&s->journal, FERRY_JOURNAL_BEGUN, &s->qemu, &s->entry, &s->why) <
+	    0)
 		return FERRY_EV_FAILED;
 	ferry_watch_add(&s->watch, s->state_fd, FERRY_WATCH_STATE);
 	s->state_started = true;

@@ -190,8 +190,10 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_target *s)
 		return FERRY_EV_FAILED;
 	rc = ferry_qemu_inspect_target(&s->qemu, s->qmp, s->config->log, &s->why);
 	if (!rc)
-		rc = ferry_qemu_setup_apply(&s->setup, s->qmp, FERRY_SIDE_TARGET, s->config->log,
-					    &s->why);
+		rc = ferry_qemu_setup_look(&s->setup, s->qmp, FERRY_SIDE_TARGET, s->config->log,
+					   &s->why);
+	if (!rc)
+		rc = ferry_qemu_setup_apply(&s->setup, &s->why);
 	return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_CHECKED;
 }
 
@@ -354,7 +356,8 @@ static enum ferry_switch_event attach(struct ferry_switch_target *s)
 		rc = open_load_pipe(s);
 	/* So that one after us can go on when we are killed. */
 	if (!rc)
-		rc = ferry_journal_begin(&s->journal, &s->qemu, &s->entry, &s->why);
+		rc = ferry_journal_begin(&s->journal, FERRY_JOURNAL_BEGUN, &s->qemu, &s->entry,
+					 &s->why);
 	if (rc < 0)
 		return vmm_failed(s, rc);
 	ferry_acceptor_set_target(s->acceptor, s->target);

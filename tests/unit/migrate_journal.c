@@ -53,7 +53,7 @@ static void begin(struct ferry_journal *j, const struct place *p, pid_t pid)
 	cr_assert_eq(e.phase, 0);
 	e = (struct ferry_journal_entry){.n_bulk = 3, .session = {{7, 8}}};
 	snprintf(e.addr.port, sizeof(e.addr.port), "4712");
-	cr_assert_eq(ferry_journal_begin(j, &q, &e, &f), 0, "%s", f.text);
+	cr_assert_eq(ferry_journal_begin(j, FERRY_JOURNAL_BEGUN, &q, &e, &f), 0, "%s", f.text);
 	e.phase = FERRY_JOURNAL_COMMITTED;
 	cr_assert_eq(ferry_journal_update(j, &e, &f), 0, "%s", f.text);
 }

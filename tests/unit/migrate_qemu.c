@@ -405,7 +405,7 @@ Test(qemu_setup, a_qemu_that_is_too_old_is_refused)
 
 	fake_start(&fake, NULL, script);
 	cr_assert_eq(ferry_qmp_connect(&q, fake.path, -1, &f), 0);
-	cr_assert_eq(ferry_qemu_setup_apply(&s, q, FERRY_SIDE_SOURCE, NULL, &f), -EOPNOTSUPP);
+	cr_assert_eq(ferry_qemu_setup_look(&s, q, FERRY_SIDE_SOURCE, NULL, &f), -EOPNOTSUPP);
 	cr_assert(strstr(f.text, "x-ignore-shared") && strstr(f.text, "4.0 or newer"), "%s",
 		  f.text);
 	ferry_qmp_free(q);
@@ -457,7 +457,8 @@ Test(qemu_setup, what_was_set_otherwise_is_said_and_put_back)
 
 	fake_start(&fake, NULL, script);
 	cr_assert_eq(ferry_qmp_connect(&q, fake.path, -1, &f), 0);
-	cr_assert_eq(ferry_qemu_setup_apply(&s, q, FERRY_SIDE_SOURCE, &log, &f), 0, "%s", f.text);
+	cr_assert_eq(ferry_qemu_setup_look(&s, q, FERRY_SIDE_SOURCE, &log, &f), 0, "%s", f.text);
+	cr_assert_eq(ferry_qemu_setup_apply(&s, &f), 0, "%s", f.text);
 	cr_assert_eq(n, 1);
 	ferry_qemu_setup_restore(&s);
 	cr_assert_eq(n, 1);
