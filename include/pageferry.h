@@ -25,12 +25,15 @@
  *
  * Every function returns 0 (or what its comment says) or a negative errno, and where it takes a
  * struct pageferry_error it writes there on failure what happened, what follows from it, and what
- * to do. These go with all of them and are not repeated below: -EINVAL  REFUSE: an argument makes
- * no sense (NULL, unaligned, overlapping, a struct's size that this version doesn't know); nothing
- * was changed -ENOMEM  REFUSE: no memory; nothing was changed -EBADF   REFUSE: the object has
- * ended, is one of the other kind or of the parent process, or is none at all. What returns nothing
- * does nothing then. -EDEADLK REFUSE: called from within the log function of the same object. The
- * same.
+ * to do. These go with all of them and are not repeated below:
+ *
+ *   -EINVAL   REFUSE: an argument makes no sense (NULL, unaligned, overlapping, a struct's size
+ *             that this version doesn't know); nothing was changed.
+ *   -ENOMEM   REFUSE: no memory; nothing was changed.
+ *   -EBADF    REFUSE: the object has ended, is one of the other kind or of the parent process, or
+ *             is none at all. A function that returns nothing does nothing then.
+ *   -EDEADLK  REFUSE: called from within the log function of the same object. A function that
+ *             returns nothing does nothing then, either.
  *
  * Structs whose first member is ->size grow at their end in later versions. Set ->size to
  * sizeof(the struct); zero in every other member asks for its default. struct pageferry_region, of
@@ -184,7 +187,8 @@ int pageferry_server_new(struct pageferry_server **out, const struct pageferry_r
  * @out: @out_bytes of room; PAGEFERRY_ADDRESS_MAX always suffice. A text that
  *       pageferry_lazy_connect() takes.
  * Context: any thread.
- * Errors:  -ENOSPC (RETRY): @out is too small. -ENOENT: it was given a socket, and knows no address.
+ * Errors:  -ENOSPC (RETRY): @out is too small.
+ *          -ENOENT: it was given a socket, and knows no address.
  */
 int pageferry_server_address(const struct pageferry_server *s, char *out, size_t out_bytes);
 
@@ -260,7 +264,8 @@ int pageferry_server_stop(struct pageferry_server *s);
  * pageferry_server_free() - stop and free
  * NULL is fine, and so is a server that was freed before: nothing is done. A call of another thread
  * that waits for it ends with -ESHUTDOWN; this returns after all calls on @s have. The memory is
- * the caller's again. Context: any thread but the log function's.
+ * the caller's again.
+ * Context: any thread but the log function's.
  */
 void pageferry_server_free(struct pageferry_server *s);
 
@@ -312,8 +317,9 @@ int pageferry_lazy_new(struct pageferry_lazy **out, const struct pageferry_regio
  * Errors:  -EBUSY (RETRY): another thread is in this call.
  *          -ESHUTDOWN: it was abandoned while this waited.
  *          -ECONNREFUSED, -ETIMEDOUT, -EADDRNOTAVAIL, ... (LINK): it may be called again.
- *          -EINVAL, -EPROTO (REFUSE): the regions differ, or it is no pageferry. May be called
- * again. -EISCONN: it was connected before.
+ *          -EINVAL, -EPROTO (REFUSE): the regions differ, or it is no pageferry. It may be called
+ *          again.
+ *          -EISCONN: it was connected before.
  */
 int pageferry_lazy_connect(struct pageferry_lazy *l, const char *from, struct pageferry_error *e);
 
@@ -321,8 +327,8 @@ int pageferry_lazy_connect(struct pageferry_lazy *l, const char *from, struct pa
  * pageferry_lazy_state() - the opaque bytes that the source sent along
  * @bytes: how many there are, 0 with NULL; may be NULL itself, for who knows
  * Context: any thread.
- * Return: borrowed until _close or _abandon. NULL before _connect has returned 0, when there are
- * none, and for an @l that is none.
+ * Return:  the bytes, borrowed until _close or _abandon. NULL before _connect has returned 0, when
+ *          there are none, and for an @l that is none.
  */
 const void *pageferry_lazy_state(const struct pageferry_lazy *l, uint32_t *bytes);
 
@@ -387,9 +393,10 @@ int pageferry_lazy_stats(const struct pageferry_lazy *l, struct pageferry_lazy_s
 /**
  * pageferry_lazy_close() - after PAGEFERRY_COMPLETE: end the threads and free
  * NULL is fine. A call of another thread that waits for it ends with -ESHUTDOWN; this returns after
- * all calls on @l have. A second one is -EBADF, and changes nothing. Context: any thread but the
- * log function's. Errors: -EBUSY (REFUSE): pages are missing. Nothing is done, since they would
- * silently turn to zeros; wait, or call pageferry_lazy_abandon().
+ * all calls on @l have. A second one is -EBADF, and changes nothing.
+ * Context: any thread but the log function's.
+ * Errors:  -EBUSY (REFUSE): pages are missing. Nothing is done, since they would silently turn to
+ *          zeros; wait, or call pageferry_lazy_abandon().
  */
 int pageferry_lazy_close(struct pageferry_lazy *l);
 
