@@ -29,6 +29,7 @@ int bench_content(const struct bench_options *o);     /* content.c */
 int bench_plain_serve(const struct bench_options *o); /* plain.c */
 int bench_target(const struct bench_options *o);      /* target.c */
 int bench_clients(const struct bench_options *o);     /* clients.c */
+int bench_plain_handler(const struct bench_options *o); /* plain_handler.c */
 
 /* --- util.c ------------------------------------------------------------------------------------ */
 

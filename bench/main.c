@@ -16,7 +16,7 @@ static const struct {
 } commands[] = {
 	{"floor", bench_floor},	  {"link", bench_link},	      {"forward", bench_forward},
 	{"content", bench_content}, {"plain-serve", bench_plain_serve}, {"target", bench_target},
-	{"clients", bench_clients},
+	{"clients", bench_clients}, {"plain-handler", bench_plain_handler},
 };
 
 static uint64_t number(const char *text)

@@ -13,6 +13,7 @@ fds=3               more descriptors than the userfaultfd
 unregistered=1      no memory is registered
 wrong=1             an address where nothing is
 late=1              the message comes in two parts, the descriptor with the second
+first=1             touches a page at once, and tells how long it took from before the message to the end of that
 """
 import ctypes
 import ctypes.util
@@ -81,6 +82,7 @@ class Vmm:
         self.random = random.Random(int(options.get("seed", 1)))
         self.open_uffd(options)
         self.connect(path, options)
+        self.first_ms = self.first_touch() if options.get("first") else None
 
     def open_uffd(self, options):
         fd = check(libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK), "userfaultfd")
@@ -105,6 +107,7 @@ class Vmm:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(path)
         fds = [self.uffd] + [os.memfd_create("extra") for _ in range(int(options.get("fds", 1)) - 1)]
+        self.sent_at = time.perf_counter()
         if options.get("late"):
             self.socket.sendall(text[:20])
             time.sleep(0.05)
@@ -116,6 +119,14 @@ class Vmm:
         zero = (r.offset, i) in self.discarded
         expected = self.zeroes if zero else self.snapshot + r.offset + i * self.page
         return not libc.memcmp(r.base + i * self.page, expected, n_bytes or self.page)
+
+    def first_touch(self):
+        """Reads a page; returns the milliseconds from before the message was sent until the page was there."""
+        r, i = self.random.choice(self.pages)
+        self.is_good(r, i, 1)
+        took = (time.perf_counter() - self.sent_at) * 1e3
+        assert self.is_good(r, i), f"page {i} is wrong"
+        return took
 
     def touch(self, n, threads=1, seed=None):
         """Reads n pages at random; returns how many were wrong, and the waits in microseconds."""
@@ -209,7 +220,7 @@ def run(args):
     options = dict(word.split("=", 1) for word in rest)
     libc.prctl(1, 9, 0, 0, 0)  # die with the parent
     vmm = Vmm(path, snapshot, [int(s) for s in sizes.split(",")], options)
-    print(json.dumps({"connected": os.getpid()}), flush=True)
+    print(json.dumps({"connected": os.getpid(), "first_ms": vmm.first_ms}), flush=True)
     for line in sys.stdin:
         what, *args = line.split()
         print(json.dumps(getattr(vmm, what)(*map(int, args))), flush=True)

@@ -102,6 +102,7 @@ class Vmm:
         os.close(from_us)
         os.close(to_us)
         self.to, self.answers = to_vmm, os.fdopen(from_vmm)
+        self.first_ms = None  # see vmm_stand_in's first=1
 
     def __enter__(self):
         return self
@@ -116,7 +117,9 @@ class Vmm:
         os.kill(self.pid, signal.SIGKILL)
 
     def connected(self):
-        assert self.answer()["connected"] == self.pid
+        said = self.answer()
+        assert said["connected"] == self.pid
+        self.first_ms = said["first_ms"]
         return self
 
     def send(self, *words):
