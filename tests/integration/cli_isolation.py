@@ -15,7 +15,7 @@ from handler_support import Handler, Vmm
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
 from cloud_hypervisor_target import CloudHypervisor, make_snapshot  # noqa: E402
 
-CAP = {"dac_override": 1, "dac_read_search": 2, "kill": 5, "net_bind_service": 10, "sys_ptrace": 19, "sys_admin": 21}
+CAP = {"dac_override": 1, "dac_read_search": 2, "kill": 5, "net_bind_service": 10, "sys_ptrace": 19, "sys_admin": 21, "sys_nice": 23}
 
 
 def mask(*names):
@@ -120,7 +120,7 @@ def a_switchover_takes_access_to_qemu(folder):
         qmp.listen(5)  # a QEMU that never says anything
         with Run("receive", "--json", "--qmp", path, "--listen", "127.0.0.1:0") as r:
             to = r.event("listening")["address"]
-            check_threads(r.pid, mask("sys_ptrace", "dac_read_search", "sys_admin"))
+            check_threads(r.pid, mask("sys_ptrace", "dac_read_search", "sys_admin", "sys_nice"))
             with Run("migrate", "--json", "--qmp", path, "--to", to, "--postcopy") as m:
                 m.event("stage")
                 check_threads(m.pid, mask("sys_ptrace", "dac_read_search"))
@@ -163,8 +163,9 @@ def the_parent_of_a_supervised_command_does_nothing_but_wait(folder):
         qmp.listen(5)  # a QEMU that never says anything
         with Run("receive", "--json", "--qmp", path, "--listen", "127.0.0.1:0", "--supervise") as r:
             to = r.event("listening")["address"]
-            check_supervisor(r.pid, "sys_ptrace", "dac_read_search", "sys_admin", "dac_override", "net_bind_service")
-            check_threads(child_of(r.pid), mask("sys_ptrace", "dac_read_search", "sys_admin"))
+            check_supervisor(r.pid, "sys_ptrace", "dac_read_search", "sys_admin", "sys_nice", "dac_override",
+                             "net_bind_service")
+            check_threads(child_of(r.pid), mask("sys_ptrace", "dac_read_search", "sys_admin", "sys_nice"))
             with Run("migrate", "--json", "--qmp", path, "--to", to, "--postcopy", "--supervise") as m:
                 m.event("stage")
                 check_supervisor(m.pid, "sys_ptrace", "dac_read_search", "dac_override", "net_bind_service")
