@@ -3,6 +3,7 @@
 """VMs restored from a snapshot file by 'pageferry handler'."""
 import json
 import os
+import signal
 import socket
 import sys
 from contextlib import ExitStack
@@ -234,6 +235,27 @@ def socket_may_be_handed_over(folder):
     assert os.path.exists(name), "the socket is systemd's"
 
 
+def replaced_handler_finishes_its_vms(folder):
+    """As systemd ends one and starts the next: with the unit's signal, of which the worker hears nothing."""
+    need_root()
+    path, name = snapshot(folder, 16 * MIB), os.path.join(folder, "replaced.sock")
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(name)
+        s.listen()
+        with HandedOver(s, name, "--file", path, "--max-rate", "8M") as old:
+            with Vmm(name, path, 16 * MIB) as vm:
+                vm.connected().good("touch", 10)
+                os.kill(old.pid, signal.SIGKILL)
+                with HandedOver(s, name, "--file", path) as new:
+                    with Vmm(name, path, 16 * MIB) as other:
+                        other.connected().good("verify")
+                        assert new.event("vm-complete")["vmm_pid"] == other.pid
+                    vm.good("storm", 20, 2)
+                    vm.good("verify")
+                    assert old.event("vm-complete")["vmm_pid"] == vm.pid
+                    assert new.stop()[0] == 0
+
+
 def stop_leaves_vms_waiting(folder):
     need_root()
     path = snapshot(folder, 16 * MIB)
@@ -262,6 +284,7 @@ if __name__ == "__main__":
                 many_at_once,
                 killed_worker_is_replaced,
                 socket_may_be_handed_over,
+                replaced_handler_finishes_its_vms,
                 stop_leaves_vms_waiting,
             ]
         )
