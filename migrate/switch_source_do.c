@@ -96,6 +96,7 @@ static int open_sources(struct ferry_switch_source *s)
 		.sources = s->sources,
 		.n_sources = s->qemu.n_ram,
 		.tls = s->config->tls,
+		.ring = s->config->ring,
 		.no_checksum = s->config->no_checksum,
 		.log = s->config->log,
 		.completing = note_complete,

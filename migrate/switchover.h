@@ -133,6 +133,7 @@ struct ferry_migrate_config {
 	int stop_fd;	       /* readable: cancel (before Commit), or leave (after); -1 for none */
 	uint32_t n_bulk;       /* bulk connections; 0: a default of 1 */
 	struct ferry_tls *tls; /* as above */
+	struct ferry_ring *ring; /* that pages are served through; borrowed; NULL: one is made */
 	bool no_checksum;      /* don't offer checksums of pages */
 	const char *state_dir; /* as above */
 	const struct ferry_log *log;

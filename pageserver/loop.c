@@ -13,63 +13,24 @@
 
 #define LOOP_NICE (-10)
 
-#define RING_ENTRIES 256
 #define ACCEPT_BATCH 16
 
 /* A ring that fails is given this many chances to hand back what is in flight. */
 #define BROKEN_ATTEMPTS 100
 #define BROKEN_PAUSE_MS 10
 
-static int init_ring(struct io_uring *ring)
-{
-	/* One thread submits and reaps: the kernel then runs completions in our own wait, which is
-	 * the shortest way for an answer. Kernels before 6.1 take the plain ring. */
-	int rc = io_uring_queue_init(RING_ENTRIES, ring,
-				     IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
-					     IORING_SETUP_R_DISABLED);
-
-	return rc == -EINVAL ? io_uring_queue_init(RING_ENTRIES, ring, IORING_SETUP_R_DISABLED)
-			     : rc;
-}
-
-/* What we never submit, nobody does in our place. It holds from when the ring is enabled. */
-static int restrict_ring(struct io_uring *ring)
-{
-	static const uint8_t ops[] = {IORING_OP_POLL_ADD, IORING_OP_POLL_REMOVE, IORING_OP_RECV,
-				      IORING_OP_SENDMSG, IORING_OP_READ};
-	struct io_uring_restriction r[FERRY_ARRAY_SIZE(ops)] = {0};
-
-	for (size_t i = 0; i < FERRY_ARRAY_SIZE(ops); i++) {
-		r[i].opcode = IORING_RESTRICTION_SQE_OP;
-		r[i].sqe_op = ops[i];
-	}
-	/* liburing 2.3 forgot to export its function for this too. */
-	return syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_RESTRICTIONS, r,
-		       FERRY_ARRAY_SIZE(ops)) < 0
-		       ? -errno
-		       : 0;
-}
-
 int ferry_loop_init(struct ferry_server *s, struct ferry_failure *f)
 {
-	int rc = init_ring(&s->ring);
+	int rc = s->config.ring ? 0 : ferry_ring_new(&s->own_ring, f);
 
-	if (rc == -ENOSYS || rc == -EPERM)
-		return ferry_fail(f, FERRY_REFUSE, -ENOSYS,
-				  "io_uring is not available: %s; allow it (sysctl "
-				  "kernel.io_uring_disabled=0, the container's seccomp profile)",
-				  strerror(-rc));
-	if (rc < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, rc, "io_uring_queue_init");
-	rc = restrict_ring(&s->ring);
-	if (rc < 0)
-		io_uring_queue_exit(&s->ring);
-	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "io_uring restrictions") : 0;
+	if (!rc)
+		s->ring = s->config.ring ? &s->config.ring->uring : &s->own_ring->uring;
+	return rc;
 }
 
 void ferry_loop_fini(struct ferry_server *s)
 {
-	io_uring_queue_exit(&s->ring);
+	ferry_ring_free(s->own_ring);
 }
 
 void ferry_loop_wake(struct ferry_server *s)
@@ -79,12 +40,12 @@ void ferry_loop_wake(struct ferry_server *s)
 
 struct io_uring_sqe *ferry_loop_sqe(struct ferry_server *s)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&s->ring);
+	struct io_uring_sqe *sqe = io_uring_get_sqe(s->ring);
 
 	/* A full queue is emptied by submitting it: what is submitted does not stay in it. */
 	while (!sqe) {
-		io_uring_submit(&s->ring);
-		sqe = io_uring_get_sqe(&s->ring);
+		io_uring_submit(s->ring);
+		sqe = io_uring_get_sqe(s->ring);
 	}
 	return sqe;
 }
@@ -182,11 +143,11 @@ static int wait_and_dispatch(struct ferry_server *s)
 	bool timed = s->conns || s->peers || is_paused(s);
 	struct io_uring_cqe *cqe;
 	unsigned int head, n = 0;
-	int rc = io_uring_submit_and_wait_timeout(&s->ring, &cqe, 1, timed ? &tick : NULL, NULL);
+	int rc = io_uring_submit_and_wait_timeout(s->ring, &cqe, 1, timed ? &tick : NULL, NULL);
 
 	if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EBUSY && rc != -EAGAIN && rc != -ENOMEM)
 		return rc;
-	io_uring_for_each_cqe(&s->ring, head, cqe)
+	io_uring_for_each_cqe(s->ring, head, cqe)
 	{
 		struct ferry_op *op = io_uring_cqe_get_data(cqe);
 
@@ -194,7 +155,7 @@ static int wait_and_dispatch(struct ferry_server *s)
 			op->done(s, op, cqe->res);
 		n++;
 	}
-	io_uring_cq_advance(&s->ring, n);
+	io_uring_cq_advance(s->ring, n);
 	return 0;
 }
 
@@ -276,15 +237,6 @@ static void end_pushes(struct ferry_server *s)
 	}
 }
 
-/* The ring belongs to this thread. liburing 2.3 forgot to export its function for this. */
-static int enable_ring(struct ferry_server *s)
-{
-	return syscall(SYS_io_uring_register, s->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL,
-		       0) < 0
-		       ? -errno
-		       : 0;
-}
-
 static void tell_enabled(struct ferry_server *s, int rc)
 {
 	s->enable_rc = rc;
@@ -294,7 +246,8 @@ static void tell_enabled(struct ferry_server *s, int rc)
 void *ferry_loop_run(void *server)
 {
 	struct ferry_server *s = server;
-	int rc = enable_ring(s);
+	/* It belongs to this thread from now on. */
+	int rc = ferry_ring_enable(s->config.ring ? s->config.ring : s->own_ring);
 	unsigned int n_broken = 0;
 
 	/* Urgent before bulk on the processor. Without the right to it the push goes lower instead. */

@@ -24,6 +24,7 @@
 #include "protocol/message.h"
 #include "tls/tls.h"
 
+struct ferry_ring;
 struct ferry_server;
 
 struct ferry_server_config {
@@ -34,6 +35,7 @@ struct ferry_server_config {
 	uint32_t max_sessions;	       /* 0: a default of 64 */
 	uint64_t max_bytes_per_second; /* of each session's push, not of urgent pages; 0: none */
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
+	struct ferry_ring *ring; /* of no other server ever; borrowed until _free; NULL: makes one */
 	struct ferry_turns *turns; /* that pushes take; borrowed until _free; NULL: none */
 	bool no_checksum;	       /* don't offer checksums of pages */
 	const struct ferry_log *log;   /* borrowed; may be NULL */

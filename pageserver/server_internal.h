@@ -44,6 +44,7 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "pageserver/ring.h"
 #include "pageserver/server.h"
 #include "pageserver/session.h"
 #include "protocol/connection.h"
@@ -302,7 +303,8 @@ struct ferry_server {
 	const struct ferry_log *log;
 
 	/* Loop thread, once started. */
-	struct io_uring ring;
+	struct io_uring *ring; /* config.ring's, or ->own_ring's */
+	struct ferry_ring *own_ring;
 	struct ferry_listener listeners[MAX_LISTENERS];
 	uint32_t n_listeners;
 	struct ferry_op wake_op;

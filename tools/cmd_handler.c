@@ -438,7 +438,8 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 		needs |= isolation_need_of_socket(o->from.addr.path);
 	rc = isolation_narrow(needs, f);
 	if (!rc)
-		rc = confine(CONFINE_SERVES | CONFINE_READS | CONFINE_FILLS, f);
+		rc = confine(CONFINE_SERVES | CONFINE_MAKES_RINGS | CONFINE_READS | CONFINE_FILLS,
+			     f);
 	if (rc < 0)
 		return rc;
 	rc = ferry_image_open(&h->image, &image, f);

@@ -5,6 +5,7 @@
 
 #include "migrate/journal.h"
 #include "migrate/switchover.h"
+#include "pageserver/ring.h"
 #include "tools/confine.h"
 #include "tools/isolation.h"
 #include "tools/job.h"
@@ -106,7 +107,7 @@ static struct ferry_addr find_address(const struct options *o)
 }
 
 static int start(struct job *j, const struct options *o, const struct ferry_addr *to,
-		 struct ferry_failure *f)
+		 struct ferry_ring **ring, struct ferry_failure *f)
 {
 	/* The memory's file is opened through /proc/PID of QEMU. */
 	unsigned int needs = ISOLATION_PTRACE | ISOLATION_PROC | isolation_need_of_socket(o->qmp);
@@ -124,7 +125,10 @@ static int start(struct job *j, const struct options *o, const struct ferry_addr
 	if (rc < 0)
 		return rc;
 	rc = job_start(j, f);
-	return rc < 0 ? rc : confine(CONFINE_SERVES | CONFINE_READS, f);
+	/* What is served is not known before QEMU was asked, and then nobody here makes a ring. */
+	if (!rc)
+		rc = ferry_ring_new(ring, f);
+	return rc < 0 ? rc : confine(CONFINE_SERVES | CONFINE_ENABLES_RING | CONFINE_READS, f);
 }
 
 static json_t *summary_json(const struct ferry_migrate_result *result)
@@ -143,7 +147,7 @@ static json_t *summary_json(const struct ferry_migrate_result *result)
 }
 
 static int migrate(struct job *j, const struct options *o, const struct ferry_addr *to,
-		   struct ferry_steering *steering)
+		   struct ferry_steering *steering, struct ferry_ring *ring)
 {
 	struct ferry_migrate_config config = {
 		.qmp_path = o->qmp,
@@ -155,6 +159,7 @@ static int migrate(struct job *j, const struct options *o, const struct ferry_ad
 		.stop_fd = j->stop_fd,
 		.n_bulk = o->n_bulk,
 		.tls = j->tls,
+		.ring = ring,
 		.no_checksum = o->checksum == CHECKSUM_OFF,
 		.log = &j->report.log,
 		.observer = {.stage = on_stage, .progress = on_progress, .ctx = j},
@@ -180,6 +185,7 @@ static int run(const struct options *o)
 {
 	struct ferry_addr to;
 	struct ferry_steering steering = {0};
+	struct ferry_ring *ring = NULL;
 	struct ferry_failure f = {0};
 	struct job j = {.more_requests = steer_requests, .more_ctx = &steering};
 	int status;
@@ -187,11 +193,12 @@ static int run(const struct options *o)
 	if (steer_is_wanted(o))
 		return steer(o);
 	to = find_address(o);
-	if (start(&j, o, &to, &f) < 0)
+	if (start(&j, o, &to, &ring, &f) < 0)
 		status = report_failed(&j.report, &f, guest_waits(o) ? EXIT_WAITS : EXIT_FAILED,
 				       NULL, NULL);
 	else
-		status = migrate(&j, o, &to, &steering);
+		status = migrate(&j, o, &to, &steering, ring);
+	ferry_ring_free(ring);
 	job_close(&j);
 	return status;
 }

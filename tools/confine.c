@@ -2,6 +2,7 @@
 #include "tools/confine.h"
 
 #include <errno.h>
+#include <linux/io_uring.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <string.h>
@@ -153,7 +154,9 @@ static const char *const always[] = {
 	"shutdown",
 };
 
-static const char *const serving[] = {"io_uring_enter", "io_uring_register", "io_uring_setup"};
+static const char *const serving[] = {"io_uring_enter"};
+
+static const char *const making_rings[] = {"io_uring_register", "io_uring_setup"};
 
 static const char *const reading[] = {"process_vm_readv"};
 
@@ -264,6 +267,11 @@ static int add_rules(scmp_filter_ctx c, unsigned int needs)
 		rc = add_limited(c);
 	if (!rc && needs & CONFINE_SERVES)
 		rc = ADD_ALL(c, SCMP_ACT_ALLOW, serving);
+	if (!rc && needs & CONFINE_MAKES_RINGS)
+		rc = ADD_ALL(c, SCMP_ACT_ALLOW, making_rings);
+	else if (!rc && needs & CONFINE_ENABLES_RING)
+		rc = allow(c, SCMP_SYS(io_uring_register),
+			   SCMP_A1_32(SCMP_CMP_EQ, IORING_REGISTER_ENABLE_RINGS));
 	if (!rc && needs & CONFINE_READS)
 		rc = ADD_ALL(c, SCMP_ACT_ALLOW, reading);
 	if (!rc && needs & CONFINE_FILLS)

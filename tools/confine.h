@@ -21,7 +21,11 @@
 
 enum confine_need {
 	CONFINE_NOTHING = 0,
-	CONFINE_SERVES = 1 << 0, /* io_uring, also to set one up */
+	CONFINE_SERVES = 1 << 0, /* through the io_uring that is there, and enabled, before */
+	CONFINE_ENABLES_RING = 1 << 4, /* one that is there before, and restricted */
+	/* For who can't know how many ahead. Whoever takes over such a process has a ring that
+	 * takes anything, and what goes through a ring passes no filter. */
+	CONFINE_MAKES_RINGS = 1 << 5,
 	CONFINE_READS = 1 << 1,	 /* memory of another process, without stopping it */
 	CONFINE_FILLS = 1 << 3,	 /* memory of its own, by a userfaultfd */
 	CONFINE_ATTACHES =

@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/net.h"
 #include "base/util.h"
+#include "pageserver/ring.h"
 #include "pageserver_client.h"
 
 static void expect_refusal(struct client *c, enum ferry_role role, uint32_t index,
@@ -477,4 +478,17 @@ Test(sessions, stopping_the_server_ends_them_and_may_be_done_twice)
 		;
 	client_fini(&c);
 	world_fini(&w);
+}
+
+Test(sessions, are_served_through_a_ring_that_was_made_ahead)
+{
+	struct ferry_server_config config = {0};
+	struct ferry_failure f = {0};
+	struct world w;
+
+	must(!ferry_ring_new(&config.ring, &f));
+	world_init(&w, 2000, false, &config, true);
+	is_served(&w, 1);
+	world_fini(&w);
+	ferry_ring_free(config.ring);
 }

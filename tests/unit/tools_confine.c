@@ -4,7 +4,9 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/bpf.h>
+#include <linux/io_uring.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -19,7 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define ALL (CONFINE_SERVES | CONFINE_READS | CONFINE_ATTACHES)
+#define ALL	 (CONFINE_SERVES | CONFINE_MAKES_RINGS | CONFINE_READS | CONFINE_ATTACHES)
 #define FINE	 0
 #define FAILED	 1
 #define NOT_MADE 2
@@ -117,6 +119,26 @@ static bool sets_up_ring(void)
 	return syscall(SYS_io_uring_setup, 0, NULL) >= 0 || errno != ENOSYS;
 }
 
+/* No ring at all: what matters is whether the kernel is asked. */
+#define NO_RING INT_MAX
+
+static bool enables_ring(void)
+{
+	return syscall(SYS_io_uring_register, NO_RING, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0 &&
+	       errno == EBADF;
+}
+
+static bool registers_files(void)
+{
+	return syscall(SYS_io_uring_register, NO_RING, IORING_REGISTER_FILES, NULL, 0) < 0 &&
+	       errno == EBADF;
+}
+
+static bool enters_ring(void)
+{
+	return syscall(SYS_io_uring_enter, NO_RING, 0, 0, 0, NULL, 0) < 0 && errno == EBADF;
+}
+
 static void *nothing(void *arg)
 {
 	return arg;
@@ -162,8 +184,30 @@ Test(confine, other_processes_are_for_those_who_attach)
 Test(confine, io_uring_is_for_those_who_serve)
 {
 	need_filter();
-	cr_expect_eq(outcome(CONFINE_ATTACHES, sets_up_ring), SIGSYS);
-	cr_expect_eq(outcome(CONFINE_SERVES, sets_up_ring), FINE);
+	cr_expect_eq(outcome(CONFINE_ATTACHES, enters_ring), SIGSYS);
+	cr_expect_eq(outcome(CONFINE_SERVES, enters_ring), FINE);
+}
+
+/* A ring of his own would let him who has taken over a process do anything. */
+Test(confine, rings_are_there_before_but_for_those_who_make_them)
+{
+	static const struct {
+		unsigned int needs;
+		int set_up, registers, enables;
+	} rows[] = {
+		{CONFINE_ATTACHES, SIGSYS, SIGSYS, SIGSYS},
+		{CONFINE_SERVES | CONFINE_READS, SIGSYS, SIGSYS, SIGSYS},
+		{CONFINE_SERVES | CONFINE_ENABLES_RING, SIGSYS, SIGSYS, FINE},
+		{CONFINE_SERVES | CONFINE_MAKES_RINGS, FINE, FINE, FINE},
+	};
+
+	need_filter();
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		cr_expect_eq(outcome(rows[i].needs, sets_up_ring), rows[i].set_up, "row %zu", i);
+		cr_expect_eq(outcome(rows[i].needs, registers_files), rows[i].registers, "row %zu",
+			     i);
+		cr_expect_eq(outcome(rows[i].needs, enables_ring), rows[i].enables, "row %zu", i);
+	}
 }
 
 Test(confine, ordinary_work_goes_on)
