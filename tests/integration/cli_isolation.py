@@ -16,6 +16,7 @@ sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "
 from cloud_hypervisor_target import CloudHypervisor, make_snapshot  # noqa: E402
 
 CAP = {"dac_override": 1, "dac_read_search": 2, "kill": 5, "net_bind_service": 10, "sys_ptrace": 19, "sys_admin": 21, "sys_nice": 23}
+FILES_LIMIT = 65536  # of tools/isolation.c
 
 
 def mask(*names):
@@ -35,11 +36,32 @@ def is_sanitized():
     return any(name in libraries for name in ("libasan", "libtsan", "libubsan"))
 
 
+def be_generous():
+    """Commands begin with more than they need, and with core dumps."""
+    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 4 * FILES_LIMIT))
+    except (OSError, ValueError):
+        print("cannot raise the limit of open files: whether commands lower it is not seen")
+
+
+def check_limits(pid):
+    """No core dump has the guest's memory in it, and nobody takes descriptors without end."""
+    with open(f"/proc/{pid}/limits", encoding="ascii") as f:
+        limit = {line[:26].strip(): line[26:].split()[:2] for line in f}
+    assert limit["Max core file size"] == ["0", "0"], limit
+    assert all(n != "unlimited" and int(n) <= FILES_LIMIT for n in limit["Max open files"]), limit
+    # As high as they may be.
+    for name in ("Max locked memory", "Max nice priority"):
+        assert limit[name][0] == limit[name][1], (name, limit[name])
+
+
 def check_threads(pid, allowed, bound=None, confined=True, in_effect=None):
-    """Every thread has just these capabilities, and no way to others. @bound: of a root's exec.
+    """Every thread has just these capabilities, and no way to others; limits are set. @bound: of a root's exec.
 
     @in_effect: where they are not all of @allowed.
     """
+    check_limits(pid)
     for task in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as f:
             field = dict(line.split(":", 1) for line in f.read().splitlines() if ":" in line)
@@ -255,6 +277,7 @@ def memory_stays_out_of_core_dumps_and_reach(folder):
 
 
 if __name__ == "__main__":
+    be_generous()
     sys.exit(
         main(
             [

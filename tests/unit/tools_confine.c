@@ -99,6 +99,14 @@ static bool pushes_into_terminal(void)
 	return !syscall(SYS_ioctl, 0, 0x5412 /* TIOCSTI */, "x");
 }
 
+/* By number, even one's own. */
+static bool limits_another(void)
+{
+	struct rlimit limit;
+
+	return !prlimit(getpid(), RLIMIT_NOFILE, NULL, &limit);
+}
+
 static bool is_traced(void)
 {
 	return !ptrace(PTRACE_TRACEME, 0, NULL, NULL);
@@ -148,6 +156,7 @@ static bool works(void)
 {
 	pthread_t thread;
 	char *heap = malloc(32 << 20);
+	struct rlimit limit;
 	int fds[2];
 
 	if (!heap || pthread_create(&thread, NULL, nothing, NULL) || pthread_join(thread, NULL))
@@ -155,14 +164,15 @@ static bool works(void)
 	free(heap);
 	return eventfd(0, EFD_CLOEXEC) >= 0 && open("/proc/self/stat", O_RDONLY) >= 0 &&
 	       socket(AF_INET, SOCK_STREAM, 0) >= 0 && !socketpair(AF_UNIX, SOCK_STREAM, 0, fds) &&
-	       write(fds[0], "x", 1) == 1 && getpriority(PRIO_PROCESS, 0) <= 20;
+	       write(fds[0], "x", 1) == 1 && getpriority(PRIO_PROCESS, 0) <= 20 &&
+	       !getrlimit(RLIMIT_NOFILE, &limit);
 }
 
 Test(confine, nothing_that_nobody_needs)
 {
 	static bool (*const never[])(void) = {
 		starts_program, forks, opens_packet_socket, writes_code, makes_data_code,
-		loads_bpf, leaves_namespace, becomes_another, pushes_into_terminal,
+		loads_bpf, leaves_namespace, becomes_another, pushes_into_terminal, limits_another,
 	};
 
 	need_filter();
