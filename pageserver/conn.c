@@ -179,25 +179,46 @@ static void bad_peer(struct ferry_conn *c, enum ferry_error_code code, const cha
 		ferry_peer_conn_lost(c, why);
 }
 
+static void ping(struct ferry_conn *c, uint64_t now)
+{
+	struct ferry_message m = {.type = FERRY_FRAME_PING, .ping = {.sent_ns = now}};
+
+	if (now - c->ping_ns < PING_IDLE_NS)
+		return;
+	/* Without room, Pings are on their way already. */
+	ferry_conn_send(c, &m);
+	c->ping_ns = now;
+}
+
+/* The target wants to hear from us on connections for pages, whatever keeps these. */
+static void tick_pages(struct ferry_conn *c, uint64_t now)
+{
+	if (!(c->proto.features & FERRY_FEATURE_ALIVE))
+		return;
+	/* While we take no more requests, we don't see its Pings either. */
+	if (c->urgent && !c->recv_busy)
+		ping(c, now);
+	else if (!c->urgent && c->push_busy && c->peer->push)
+		ferry_push_ping(c->peer->push, c->fd, now);
+	else if (!c->urgent && c->peer->push_wanted && !c->peer->push_begun)
+		ping(c, now);
+}
+
 void ferry_conn_tick(struct ferry_conn *c, uint64_t now)
 {
-	struct ferry_message ping = {.type = FERRY_FRAME_PING, .ping = {.sent_ns = now}};
-
 	if (c->stage != CONN_CLOSED && c->deadline_ns && now >= c->deadline_ns && !c->parked) {
 		ferry_debug(c->server->log, "%s: time is up", c->name);
 		ferry_conn_close(c);
 		return;
 	}
-	if (c->stage != CONN_LIVE || c->proto.hello.role != FERRY_ROLE_CONTROL || !c->peer ||
-	    now < c->rx_ns)
+	if (c->stage != CONN_LIVE || !c->peer || now < c->rx_ns)
 		return;
-	if (now - c->rx_ns >= SILENCE_NS && c->ping_ns > c->rx_ns) {
+	if (c->proto.hello.role != FERRY_ROLE_CONTROL)
+		tick_pages(c, now);
+	else if (now - c->rx_ns >= SILENCE_NS && c->ping_ns > c->rx_ns)
 		lost(c, -ETIMEDOUT);
-	} else if (now - c->rx_ns >= PING_IDLE_NS && now - c->ping_ns >= PING_IDLE_NS) {
-		/* Without room, Pings are on their way already. */
-		ferry_conn_send(c, &ping);
-		c->ping_ns = now;
-	}
+	else if (now - c->rx_ns >= PING_IDLE_NS)
+		ping(c, now);
 }
 
 /* --- receiving ---------------------------------------------------------------------------- */

@@ -432,6 +432,14 @@ static bool may_release(struct ferry_conn *c)
 	return false;
 }
 
+static void pong(struct ferry_conn *c, const struct ferry_message *m)
+{
+	struct ferry_message out = {.type = FERRY_FRAME_PONG,
+				    .pong = {m->ping.sent_ns, c->rx_ns, ferry_now_ns()}};
+
+	ferry_conn_send(c, &out);
+}
+
 static void control_message(struct ferry_conn *c, const struct ferry_message *m)
 {
 	struct ferry_message out = {.type = FERRY_FRAME_RELEASED};
@@ -442,9 +450,7 @@ static void control_message(struct ferry_conn *c, const struct ferry_message *m)
 	if (m->type == FERRY_FRAME_PONG)
 		return;
 	if (m->type == FERRY_FRAME_PING) {
-		out.type = FERRY_FRAME_PONG;
-		out.pong = (struct ferry_pong){m->ping.sent_ns, c->rx_ns, ferry_now_ns()};
-		ferry_conn_send(c, &out);
+		pong(c, m);
 		return;
 	}
 	if (m->type == FERRY_FRAME_COMPLETE && !may_release(c))
@@ -477,6 +483,10 @@ static void urgent_message(struct ferry_conn *c, const struct ferry_message *m)
 {
 	char why[FERRY_MAX_TEXT];
 
+	if (m->type == FERRY_FRAME_PING) {
+		pong(c, m);
+		return;
+	}
 	atomic_fetch_add_explicit(&c->server->n.requests, 1, memory_order_relaxed);
 	if (ferry_session_request(c->peer->session, &m->request, why) < 0)
 		bad_message(c, why);

@@ -14,6 +14,11 @@
  * nothing is allocated once it runs. Sources that copy have room in each lane, in the size of a
  * processor's cache.
  *
+ * A target may want to hear of us on each bulk connection until its PushDone, and this thread may
+ * wait for long: for its turn, a disk, its rate. So the loop sends a Ping where nothing was sent
+ * for a while; the lanes' ->send_lock keeps it from cutting a frame in two. Nor does the thread
+ * wait while half a frame is to be sent, but for a disk.
+ *
  * Failure modes: a socket's error ends it (the loop mostly sees it first and stops it); so does a
  * page that can't be had.
  */
@@ -49,6 +54,10 @@ struct lane {
 	size_t n_iov;
 	struct ferry_run first; /* of what is being sent */
 	bool told_done;
+	pthread_mutex_t send_lock; /* of fd, and what follows */
+	bool in_frame;		   /* some of it has left */
+	bool is_done;		   /* PushDone has left */
+	uint64_t sent_ns;	   /* something has left */
 	struct ferry_scratch scratch;
 	uint8_t headers[LANE_PIECES][FERRY_PAGE_RUN_BYTES];
 };
@@ -91,10 +100,23 @@ static uint32_t paced_bytes(uint64_t rate)
 	return bytes < MIN_PACED ? MIN_PACED : (uint32_t)bytes;
 }
 
-/* Waits until the bucket allows for more. Errors: -ECANCELED. */
+/* Frames of a lane have left in part: whatever we wait for, the rest must follow as soon as it can.
+ */
+static bool is_behind(const struct ferry_push *p)
+{
+	for (uint32_t i = 0; i < p->n_lanes; i++)
+		if (p->lanes[i].in_frame)
+			return true;
+	return false;
+}
+
+/* Waits until the bucket allows for more. Errors: -ECANCELED; -EAGAIN once lanes that are behind
+ * are not any more. */
 static int pace(struct ferry_push *p)
 {
 	while (atomic_load_explicit(&p->server->paused, memory_order_relaxed)) {
+		if (is_behind(p))
+			return -EAGAIN;
 		if (ferry_net_wait(p->stop_fd, POLLIN, PAUSE_LOOK_MS, -1) != -ETIMEDOUT)
 			return -ECANCELED;
 	}
@@ -115,6 +137,8 @@ static int pace(struct ferry_push *p)
 		p->tokens = FERRY_MIN(p->tokens, most);
 		if (p->tokens > 0)
 			return 0;
+		if (is_behind(p))
+			return -EAGAIN;
 		wait_ms = (int64_t)((double)-p->tokens * 1000.0 / (double)rate) + 1;
 		rc = ferry_net_wait(p->stop_fd, POLLIN, (int)FERRY_MIN(wait_ms, (int64_t)100), -1);
 		if (rc != -ETIMEDOUT)
@@ -192,7 +216,7 @@ static bool take_parked(struct ferry_push *p, struct ferry_run *run)
 	return false;
 }
 
-/* Return: 1 with ->cut, 0 at the end, or -ECANCELED. */
+/* Return: 1 with ->cut, 0 at the end, -ECANCELED, or -EAGAIN as pace(). */
 static int next_run(struct ferry_push *p, const struct lane *l, uint32_t max_bytes)
 {
 	int wait_ms = 1, rc;
@@ -214,6 +238,8 @@ static int next_run(struct ferry_push *p, const struct lane *l, uint32_t max_byt
 		}
 		if (!p->n_parked)
 			return 0;
+		if (is_behind(p))
+			return -EAGAIN;
 		give_turn(p);
 		rc = ferry_net_wait(p->stop_fd, POLLIN, wait_ms, -1);
 		take_turn(p);
@@ -276,6 +302,8 @@ static int fill(struct ferry_push *p, struct lane *l)
 
 		if (!p->cut.rest.n_pages) {
 			rc = next_run(p, l, max_bytes);
+			if (rc == -EAGAIN && i)
+				break;
 			if (rc < 0)
 				return rc;
 			if (!rc)
@@ -299,7 +327,7 @@ static int fill(struct ferry_push *p, struct lane *l)
 /* --- sending ------------------------------------------------------------------------------ */
 
 /* Return: 0 when all of it left, -EAGAIN when not, or another negative error. */
-static int send_lane(struct ferry_push *p, struct lane *l)
+static int send_locked(struct ferry_push *p, struct lane *l)
 {
 	while (l->n_iov) {
 		struct msghdr msg = {.msg_iov = l->next, .msg_iovlen = l->n_iov};
@@ -325,6 +353,44 @@ static int send_lane(struct ferry_push *p, struct lane *l)
 		}
 	}
 	return 0;
+}
+
+static int send_lane(struct ferry_push *p, struct lane *l)
+{
+	int rc;
+
+	pthread_mutex_lock(&l->send_lock);
+	rc = send_locked(p, l);
+	l->in_frame = l->n_iov;
+	l->is_done = l->told_done && !l->n_iov;
+	l->sent_ns = ferry_now_ns();
+	pthread_mutex_unlock(&l->send_lock);
+	return rc;
+}
+
+void ferry_push_ping(struct ferry_push *p, int fd, uint64_t now)
+{
+	struct ferry_message m = {.type = FERRY_FRAME_PING, .ping = {.sent_ns = now}};
+	uint8_t out[FERRY_PAGE_RUN_BYTES];
+	int len = ferry_message_encode(&m, out, sizeof(out));
+	struct lane *l = NULL;
+	ssize_t n;
+
+	for (uint32_t i = 0; i < p->n_lanes; i++)
+		if (p->lanes[i].fd == fd)
+			l = &p->lanes[i];
+	/* If it is sending, there is something to hear. */
+	if (!l || pthread_mutex_trylock(&l->send_lock))
+		return;
+	if (!l->in_frame && !l->is_done && now > l->sent_ns && now - l->sent_ns >= PING_IDLE_NS) {
+		l->sent_ns = now;
+		n = send(fd, out, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
+		/* A full socket has something on its way; one that took a part is of no use any
+		 * more. */
+		if (n >= 0 && n < len)
+			shutdown(fd, SHUT_RDWR);
+	}
+	pthread_mutex_unlock(&l->send_lock);
 }
 
 /* Waits until a lane that has something to send takes it. */
@@ -410,8 +476,10 @@ static void *push_main(void *arg)
 
 static void free_push(struct ferry_push *p)
 {
-	for (uint32_t i = 0; i < p->n_lanes; i++)
+	for (uint32_t i = 0; i < p->n_lanes; i++) {
+		pthread_mutex_destroy(&p->lanes[i].send_lock);
 		free(p->lanes[i].scratch.data);
+	}
 	ferry_close(p->stop_fd);
 	ferry_turn_fini(&p->turn);
 	free(p);
@@ -428,6 +496,8 @@ static int init_lanes(struct ferry_push *p, const struct ferry_peer *peer)
 		l = &p->lanes[p->n_lanes++];
 		l->fd = peer->bulk[i]->fd;
 		l->features = peer->bulk[i]->proto.features;
+		pthread_mutex_init(&l->send_lock, NULL);
+		l->sent_ns = p->tokens_ns;
 		if (!size)
 			continue;
 		l->scratch.size = FERRY_MAX(size, (size_t)PUSH_BYTES);

@@ -20,9 +20,10 @@
  * one session's page keeps no other session waiting.
  *
  * Threads: the loop thread owns all connections and peers. Push threads own their struct ferry_push
- * and write to the bulk sockets, which the loop only reads; the loop shuts a socket down at any
- * time, but closes it after the push thread has ended. Dial threads own their sockets until they
- * hand them over. What is shared otherwise is atomic, or under server->lock.
+ * and write to the bulk sockets, which the loop only reads, but for a Ping between two frames; the
+ * loop shuts a socket down at any time, but closes it after the push thread has ended. Dial threads
+ * own their sockets until they hand them over. What is shared otherwise is atomic, or under
+ * server->lock.
  *
  * Memory named in a submission belongs to the kernel until its completion: a connection is freed
  * when nothing of it is in flight. Everything a peer can make us hold has a bound, and a full
@@ -250,6 +251,8 @@ void ferry_push_set_rate(struct ferry_push *push, uint64_t bytes_per_second);
 void ferry_push_give_way(struct ferry_push *push, bool urgent);
 /* Bytes of urgent answers, which count against the rate. */
 void ferry_push_charge(struct ferry_push *push, uint64_t bytes);
+/* Loop thread, now and then: let the target hear of us on @fd, if nothing else does. */
+void ferry_push_ping(struct ferry_push *push, int fd, uint64_t now_ns);
 /* Ask it to end; it wakes the loop when it has. */
 void ferry_push_stop(struct ferry_push *push);
 bool ferry_push_has_ended(const struct ferry_push *push);

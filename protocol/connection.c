@@ -46,8 +46,9 @@ static const struct permission permissions[FERRY_FRAME_TYPE_MAX] = {
 	[FERRY_FRAME_DISCARDED] = {TARGET, CONTROL},
 	[FERRY_FRAME_COMPLETE] = {TARGET, CONTROL},
 	[FERRY_FRAME_RELEASED] = {SOURCE, CONTROL},
-	[FERRY_FRAME_PING] = {EITHER, CONTROL | SWITCHOVER},
-	[FERRY_FRAME_PONG] = {EITHER, CONTROL | SWITCHOVER},
+	[FERRY_FRAME_PING] = {EITHER,
+			      CONTROL | URGENT | BULK | SWITCHOVER},  /* bulk: see may_send() */
+	[FERRY_FRAME_PONG] = {EITHER, CONTROL | URGENT | SWITCHOVER}, /* urgent: the same */
 	[FERRY_FRAME_PAGE_REQUEST] = {TARGET, URGENT},
 	[FERRY_FRAME_PAGE_RUN] = {SOURCE, URGENT | BULK},
 	[FERRY_FRAME_PUSH_DONE] = {SOURCE, BULK},
@@ -63,6 +64,16 @@ static const struct permission permissions[FERRY_FRAME_TYPE_MAX] = {
 	[FERRY_FRAME_RUNNING] = {TARGET, SWITCHOVER},
 	[FERRY_FRAME_ABORT] = {EITHER, SWITCHOVER},
 };
+
+static bool may_send(enum ferry_frame_type type, enum ferry_side side, enum ferry_role role)
+{
+	const struct permission *p = &permissions[type];
+
+	if ((type == FERRY_FRAME_PING && role == FERRY_ROLE_BULK) ||
+	    (type == FERRY_FRAME_PONG && role == FERRY_ROLE_URGENT))
+		return side == FERRY_SIDE_SOURCE;
+	return p->sides & 1u << side && p->roles & 1u << role;
+}
 
 const char *ferry_role_name(enum ferry_role role)
 {
@@ -152,6 +163,12 @@ static const char *check_agreed(const struct ferry_connection *c, const struct f
 		return c->features & FERRY_FEATURE_DIGEST
 			       ? NULL
 			       : "digests of memory, which were not agreed on";
+	if (m->type == FERRY_FRAME_PING || m->type == FERRY_FRAME_PONG)
+		return c->hello.role == FERRY_ROLE_CONTROL ||
+				       c->hello.role == FERRY_ROLE_SWITCHOVER ||
+				       c->features & FERRY_FEATURE_ALIVE
+			       ? NULL
+			       : "pings on a connection for pages, which were not agreed on";
 	if (m->type != FERRY_FRAME_PAGE_RUN)
 		return NULL;
 	if (c->features & FERRY_FEATURE_CHECKSUM && !r->has_checksum)
@@ -164,7 +181,6 @@ static const char *check_agreed(const struct ferry_connection *c, const struct f
 int ferry_connection_check(struct ferry_connection *c, const struct ferry_message *m,
 			   enum ferry_error_code *code, char *why)
 {
-	const struct permission *p = &permissions[m->type];
 	const char *broken;
 
 	*code = FERRY_ERROR_PROTOCOL;
@@ -182,7 +198,7 @@ int ferry_connection_check(struct ferry_connection *c, const struct ferry_messag
 			return check_welcome(c, &m->welcome, code, why);
 		break;
 	case FERRY_CONNECTION_OPEN:
-		if (!(p->sides & 1u << other(c->side)) || !(p->roles & 1u << c->hello.role))
+		if (!may_send(m->type, other(c->side), c->hello.role))
 			break;
 		broken = check_agreed(c, m);
 		if (!broken)

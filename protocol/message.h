@@ -48,9 +48,10 @@ enum ferry_encoding {
 #define FERRY_FEATURE_CHECKSUM	   (UINT64_C(1) << 1) /* every PageRun has one */
 #define FERRY_FEATURE_LOST	   (UINT64_C(1) << 2) /* pages may be said to be lost */
 #define FERRY_FEATURE_DIGEST	   (UINT64_C(1) << 3) /* the target may ask for digests */
+#define FERRY_FEATURE_ALIVE	   (UINT64_C(1) << 4) /* urgent and bulk connections are watched */
 #define FERRY_FEATURES_ALL                                                                         \
 	(FERRY_FEATURE_SOURCE_TIMES | FERRY_FEATURE_CHECKSUM | FERRY_FEATURE_LOST |                \
-	 FERRY_FEATURE_DIGEST)
+	 FERRY_FEATURE_DIGEST | FERRY_FEATURE_ALIVE)
 
 struct ferry_session_id {
 	uint8_t bytes[FERRY_SESSION_ID_BYTES];

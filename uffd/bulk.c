@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/net.h"
+#include "protocol/alive.h"
 #include "protocol/checksum.h"
 #include "uffd/engine.h"
 
@@ -21,6 +22,7 @@ struct receiver {
 	struct ferry_arena arena;
 	struct ferry_connection connection;
 	struct ferry_message *m;
+	int silence_ms;		       /* that is borne; -1: any */
 	struct ferry_trace_ring *ring; /* borrowed; NULL when nothing is traced */
 	struct ferry_failure why;
 };
@@ -60,7 +62,25 @@ static int link_error(struct receiver *r, int rc)
 {
 	if (rc == -ECONNRESET)
 		return ferry_fail(&r->why, FERRY_LINK, rc, "the source closed it");
+	if (rc == -ETIMEDOUT)
+		return ferry_fail(&r->why, FERRY_LINK, rc,
+				  "nothing heard for %d s, though the push is not done",
+				  FERRY_LOST_AFTER_MS / 1000);
 	return ferry_fail_errno(&r->why, FERRY_LINK, rc, "receiving");
+}
+
+/* From when the push begins to its end the source is heard from steadily, if it was agreed. */
+static int await_push(struct receiver *r)
+{
+	int rc = -ETIMEDOUT;
+
+	r->silence_ms = -1;
+	if (!(r->connection.features & FERRY_FEATURE_ALIVE))
+		return 0;
+	while (rc == -ETIMEDOUT && !atomic_load(&r->t->push_began))
+		rc = ferry_net_wait(r->bulk->fd, POLLIN, FERRY_PING_MS, r->t->stop_fd);
+	r->silence_ms = FERRY_LOST_AFTER_MS;
+	return rc < 0 && rc != -ETIMEDOUT ? link_error(r, rc) : 0;
 }
 
 /* Read one frame; its payload is then in the bulk's buffer. */
@@ -70,15 +90,15 @@ static int receive_frame(struct receiver *r, struct ferry_frame *frame)
 	struct ferry_frame_header h;
 	uint8_t *msg = r->bulk->buffer + FERRY_MAX_RUN_BYTES;
 	int fd = r->bulk->fd, stop = r->t->stop_fd;
-	int rc = ferry_net_read_all(fd, header, sizeof(header), -1, stop);
+	int rc = ferry_net_read_all(fd, header, sizeof(header), r->silence_ms, stop);
 
 	if (rc < 0)
 		return link_error(r, rc);
 	if (ferry_frame_header_decode(header, &h) < 0)
 		return refuse(r, "what came is not a frame");
-	rc = ferry_net_read_all(fd, msg, h.msg_bytes, -1, stop);
+	rc = ferry_net_read_all(fd, msg, h.msg_bytes, r->silence_ms, stop);
 	if (!rc && h.payload_bytes)
-		rc = ferry_net_read_all(fd, r->bulk->buffer, h.payload_bytes, -1, stop);
+		rc = ferry_net_read_all(fd, r->bulk->buffer, h.payload_bytes, r->silence_ms, stop);
 	if (rc < 0)
 		return link_error(r, rc);
 	*frame = (struct ferry_frame){.type = h.type,
@@ -183,6 +203,9 @@ static int handle(struct receiver *r, const struct ferry_frame *frame)
 		return refuse(r, why);
 	if (r->m->type == FERRY_FRAME_PAGE_RUN)
 		return handle_run(r);
+	if (r->m->type == FERRY_FRAME_PING)
+		return 0; /* that it came is all that it says */
+	r->silence_ms = -1;
 	pthread_mutex_lock(&r->t->lock); /* PushDone */
 	r->t->n_push_done++;
 	pthread_mutex_unlock(&r->t->lock);
@@ -203,7 +226,7 @@ void *ferry_engine_bulk_thread(void *arg)
 	if (!r.m || ferry_arena_init(&r.arena) < 0)
 		ferry_fail_errno(&r.why, FERRY_LINK, rc, "setting up");
 	else
-		rc = 0;
+		rc = await_push(&r);
 	while (!rc) {
 		rc = receive_frame(&r, &frame);
 		if (!rc)

@@ -125,6 +125,7 @@ struct ferry_target {
 	_Atomic uint64_t waiting_since_ns[FERRY_PENDING_SLOTS]; /* see pending.h */
 	struct ferry_trace *trace; /* owned; NULL when nothing is traced */
 	_Atomic bool link_up, gone, complete;
+	_Atomic bool push_began; /* on this link */
 	_Atomic bool lost_said; /* in this epoch */
 	_Atomic uint32_t n_holes_left; /* ranges that may still be unregistered early */
 	_Atomic int n_splits;	       /* of mappings, by blocks that were left */

@@ -10,11 +10,13 @@
  * Failure modes
  *   - The urgent connection fails: faults go on being collected; with the next connection all that
  *     is outstanding is asked for again.
+ *   - The urgent connection is silent while answers are due, and pings are not answered either: it
+ * has failed. A source that only takes its time answers the pings.
  *   - The mapping is changing (EAGAIN): the kernel wants its events read first. The answer stays in
  *     the buffer, the loop reads, and tries again; it never waits in place.
- *   - More faults than there is room for. Reading never stops for that, since a process that changes
- *     its mappings waits for its event to be read, and placing waits for the process: faults that
- *     wait for the source are in the pager anyway, and others are woken later, to fault anew.
+ *   - More faults than there is room for. Reading never stops for that, since a process that
+ * changes its mappings waits for its event to be read, and placing waits for the process: faults
+ * that wait for the source are in the pager anyway, and others are woken later, to fault anew.
  *
  * Limits: the records of FERRY_MAX_PENDING faults at once; one request of FERRY_MAX_REQUEST_RUNS
  * runs at a time. Nothing is allocated after the start.
@@ -29,6 +31,7 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "protocol/alive.h"
 #include "protocol/checksum.h"
 #include "trace/usdt.h"
 #include "uffd/engine.h"
@@ -42,6 +45,7 @@
 #define IN_BYTES	(FERRY_MAX_ENCODED_BYTES + FERRY_MAX_RUN_BYTES)
 #define RECEIVE_BYTES	(256u * 1024) /* at most this much a call, to keep the cache warm */
 #define RETRY_MS	1
+#define ALIVE_LOOK_MS	500 /* how often a source that owes answers is thought of */
 #define FAULT_NICE	(-10)
 
 struct local_fault {
@@ -73,6 +77,8 @@ struct fault_loop {
 	uint8_t out[FERRY_MAX_ENCODED_BYTES];
 	size_t out_begin, out_end;
 	uint64_t next_request_id;
+	uint64_t n_unanswered;	  /* pages that were asked for on this connection */
+	struct ferry_alive alive; /* while there are some */
 	bool walking; /* asking again for what is outstanding, from walk on */
 	struct ferry_run walk;
 	struct ferry_run sweep; /* n_pages 0: not sweeping */
@@ -197,9 +203,19 @@ static void urgent_failed(struct fault_loop *l, enum ferry_consequence c, int er
 	ferry_engine_link_broken(l->t, &why);
 }
 
+/* A request leaves: answers are due from now on. */
+static void expect_answers(struct fault_loop *l, uint64_t now)
+{
+	if (!l->n_unanswered)
+		ferry_alive_heard(&l->alive, now);
+	for (uint32_t i = 0; i < asking(l)->n_runs; i++)
+		l->n_unanswered += asking(l)->runs[i].n_pages;
+}
+
 static void send_requests(struct fault_loop *l)
 {
 	while (l->fd >= 0) {
+		uint64_t now;
 		ssize_t n;
 
 		if (l->out_begin == l->out_end) {
@@ -208,7 +224,9 @@ static void send_requests(struct fault_loop *l)
 			if (!asking(l)->n_runs)
 				return;
 			asking(l)->request_id = ++l->next_request_id;
-			ferry_pending_sent(&l->pending, asking(l), ferry_now_ns());
+			now = ferry_now_ns();
+			ferry_pending_sent(&l->pending, asking(l), now);
+			expect_answers(l, now);
 			FERRY_PROBE2(fault_ask, asking(l)->request_id, asking(l)->n_runs);
 			n = ferry_message_encode(l->ask, l->out, sizeof(l->out));
 			asking(l)->n_runs = 0;
@@ -225,6 +243,52 @@ static void send_requests(struct fault_loop *l)
 			return;
 		else if (errno != EINTR)
 			urgent_failed(l, FERRY_LINK, -errno, "sending a request");
+	}
+}
+
+/* Is the source, that owes us answers, still there? */
+static bool is_watched(const struct fault_loop *l)
+{
+	return l->fd >= 0 && l->n_unanswered && l->connection.features & FERRY_FEATURE_ALIVE;
+}
+
+static void ping(struct fault_loop *l, uint64_t now)
+{
+	struct ferry_message m = {.type = FERRY_FRAME_PING, .ping = {.sent_ns = now}};
+	int n;
+
+	/* What has not left yet will be noticed as well, if it arrives. */
+	if (l->out_begin != l->out_end)
+		return;
+	n = ferry_message_encode(&m, l->out, sizeof(l->out));
+	l->out_begin = 0;
+	l->out_end = (size_t)n;
+}
+
+static void watch(struct fault_loop *l)
+{
+	uint64_t now;
+	char byte;
+
+	if (!is_watched(l))
+		return;
+	now = ferry_now_ns();
+	if (l->stalled.active) { /* it is us who don't listen */
+		ferry_alive_heard(&l->alive, now);
+		return;
+	}
+	switch (ferry_alive_look(&l->alive, now)) {
+	case FERRY_ALIVE_WAIT:
+		break;
+	case FERRY_ALIVE_PING:
+		ping(l, now);
+		break;
+	case FERRY_ALIVE_LOST:
+		/* It may be us who stood still: then something has come meanwhile. */
+		if (recv(l->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN)
+			urgent_failed(l, FERRY_LINK, -ETIMEDOUT,
+				      "nothing heard, though answers are due");
+		break;
 	}
 }
 
@@ -588,6 +652,8 @@ static void handle_frame(struct fault_loop *l, const struct ferry_frame *frame)
 		refuse(l, why);
 		return;
 	}
+	if (l->m->type != FERRY_FRAME_PAGE_RUN)
+		return; /* a Ping or Pong: that it came is all that it says */
 	raw = pr->encoding == FERRY_ENCODING_RAW;
 	if (!ferry_pager_has(&t->pager, &pr->run) ||
 	    (raw && l->m->payload_bytes / pr->run.n_pages !=
@@ -595,6 +661,7 @@ static void handle_frame(struct fault_loop *l, const struct ferry_frame *frame)
 		refuse(l, "pages that don't fit the layout");
 		return;
 	}
+	l->n_unanswered -= FERRY_MIN(l->n_unanswered, (uint64_t)pr->run.n_pages);
 	l->stalled = (struct stalled){
 		.run = *pr, .data = raw ? l->m->payload : NULL, .received_ns = l->received_ns};
 	if (!ferry_checksum_fits(&l->connection, l->m)) {
@@ -634,6 +701,7 @@ static void receive(struct fault_loop *l)
 
 	if (n > 0) {
 		l->received_ns = ferry_now_ns();
+		ferry_alive_heard(&l->alive, l->received_ns);
 		ferry_framebuf_advance(&l->in, (size_t)n);
 		atomic_fetch_add_explicit(&l->t->counters.wire_bytes, (uint64_t)n,
 					  memory_order_relaxed);
@@ -669,6 +737,7 @@ static void take_offer(struct fault_loop *l)
 	l->in.end = 0;
 	l->out_begin = 0;
 	l->out_end = 0;
+	l->n_unanswered = 0;
 	l->stalled.active = false;
 	l->sweep.n_pages = 0;
 	asking(l)->n_runs = 0;
@@ -723,7 +792,7 @@ static bool loop_once(struct fault_loop *l)
 	int rc;
 
 	ferry_notice_poll(&l->notice);
-	rc = poll(p, FERRY_ARRAY_SIZE(p), l->retry ? RETRY_MS : -1);
+	rc = poll(p, FERRY_ARRAY_SIZE(p), l->retry ? RETRY_MS : is_watched(l) ? ALIVE_LOOK_MS : -1);
 	/* Short of memory: we come again, since threads wait and nobody else serves them. */
 	if (rc < 0 && errno != EINTR)
 		(void)poll(NULL, 0, RETRY_MS);
@@ -750,6 +819,7 @@ static bool loop_once(struct fault_loop *l)
 		handle_frames(l);
 	else if (p[3].revents && l->fd >= 0)
 		receive(l);
+	watch(l);
 	send_requests(l);
 	ferry_notice_end(&l->notice, &l->pending);
 	return true;

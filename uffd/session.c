@@ -23,16 +23,15 @@
 #include "base/clock.h"
 #include "base/net.h"
 #include "base/util.h"
+#include "protocol/alive.h"
 #include "uffd/engine.h"
 
 #define GATHER_TIMEOUT_MS  10000 /* for the other connections, once control is open */
 #define BACKOFF_MIN_MS	   50
 #define BACKOFF_MAX_MS	   1000
-#define PING_MS		   2000
 /* When faults are traced the clocks are compared: some times at once, then steadily. */
 #define CLOCK_BURST	   8
 #define CLOCK_MS	   500
-#define LOST_AFTER_MS	   10000
 #define RELEASE_TIMEOUT_MS 5000
 /* How long a source that comes to us is waited for when nothing is missing any more, each time. */
 #define POLITE_MS 2000
@@ -479,6 +478,7 @@ static int look_around(struct session *s, bool *pushing)
 		ferry_engine_kick(t->fault_kick);
 	if (push) {
 		*pushing = true;
+		atomic_store(&t->push_began, true);
 		return send_simple(s, FERRY_FRAME_PUSH_START);
 	}
 	return 0;
@@ -536,7 +536,7 @@ static int hear(struct session *s, uint64_t now, uint64_t *next_ping)
 static int run(struct session *s)
 {
 	struct ferry_target *t = s->t;
-	uint64_t ping_ns = (s->ring ? CLOCK_MS : PING_MS) * (uint64_t)FERRY_NS_PER_MS;
+	uint64_t ping_ns = (s->ring ? CLOCK_MS : FERRY_PING_MS) * (uint64_t)FERRY_NS_PER_MS;
 	uint64_t heard = ferry_now_ns(), next_ping = heard + (s->ring ? 0 : ping_ns);
 	bool pushing = false;
 
@@ -572,10 +572,10 @@ static int run(struct session *s)
 			if (rc < 0)
 				return rc;
 		}
-		if (now - heard > LOST_AFTER_MS * (uint64_t)FERRY_NS_PER_MS)
+		if (now - heard > FERRY_LOST_AFTER_MS * (uint64_t)FERRY_NS_PER_MS)
 			return ferry_fail(&s->why, FERRY_LINK, -ETIMEDOUT,
 					  "control connection: nothing heard for %d s",
-					  LOST_AFTER_MS / 1000);
+					  FERRY_LOST_AFTER_MS / 1000);
 	}
 }
 
@@ -591,6 +591,7 @@ static int run_link(struct session *s)
 	t->fault_sweep = false;
 	t->opened = true;
 	pthread_mutex_unlock(&t->lock);
+	atomic_store(&t->push_began, false);
 	ferry_engine_offer_urgent(t, s->link.urgent, &s->link.urgent_connection);
 	rc = start_bulk(s);
 	if (!rc) {

@@ -39,6 +39,7 @@ CONTROL, URGENT, BULK, SWITCHOVER = 1, 2, 3, 4
 RAW, ZERO = 0, 1
 CHECKSUMS = 2
 DIGESTS = 8
+ALIVE = 16
 MAX_DIGESTS, MAX_DIGEST_PAGES = 256, 1024
 SOURCE_TIMES = 1
 PROTOCOL, VERSION, SESSION = 1, 2, 4
@@ -140,6 +141,13 @@ class Connection:
             self.send("Pong", ping_sent_ns=msg.sent_ns, received_ns=now, sent_ns=time.monotonic_ns())
         else:
             check(name == "Pong", otherwise)
+
+    def is_alive(self, name):
+        """A Ping of the source on a connection for pages, or a Pong: it says no more than that, and is not answered."""
+        if name not in ("Ping", "Pong"):
+            return False
+        check(self.features & ALIVE, f"{name} on a page connection, which was not agreed")
+        return True
 
     def hello(self, **fields):
         self.send("Hello", **fields)
@@ -266,7 +274,7 @@ class Session:
         self.state = b""
 
     def dial(self, role, **changes):
-        fields = dict(version_min=1, version_max=1, features=SOURCE_TIMES | CHECKSUMS | DIGESTS, session_id=self.id,
+        fields = dict(version_min=1, version_max=1, features=SOURCE_TIMES | CHECKSUMS | DIGESTS | ALIVE, session_id=self.id,
                       side=TARGET, role=role, index=0, software="ferry_client.py")
         if self.epoch:
             fields["epoch"] = self.epoch
@@ -314,6 +322,8 @@ class Session:
             while waiting and len(self.requests.open) < depth:
                 self.requests.send(self.urgent, waiting.popleft())
             name, run, payload = self.urgent.receive()
+            if self.urgent.is_alive(name):
+                continue
             check(name == "PageRun", f"{name} on the urgent connection")
             self.requests.answer(run, self.urgent.features & SOURCE_TIMES)
             check_sum(run, payload, self.urgent.features & CHECKSUMS)
@@ -338,7 +348,7 @@ class Session:
                     c.handle_ping(name, msg, f"{name} during the push")
                 elif name == "PushDone" and c is not self.urgent:
                     running.remove(c)
-                else:
+                elif not c.is_alive(name):
                     check(name == "PageRun", f"{name} on a page connection")
                     pushed += self.take(c, msg, payload, had)
                 if until is not None and pushed >= until:
@@ -539,8 +549,30 @@ def ping(args):
     name, pong, _ = s.control.receive()
     check(name == "Pong" and pong.ping_sent_ns == 12345, f"{name} to a ping")
     check(0 < pong.received_ns <= pong.sent_ns, "the pong's times are not in order")
+    s.requests.send(s.urgent, [(0, 1)])
+    s.urgent.send("Ping", sent_ns=54321)
+    name = None
+    while name != "Pong":
+        name, pong, _ = s.urgent.receive()
+        check(name in ("Pong", "PageRun"), f"{name} on the urgent connection")
+    check(pong.ping_sent_ns == 54321 and 0 < pong.received_ns <= pong.sent_ns, "not a pong to that ping")
     s.close()
     return "answered"
+
+
+def idle(args):
+    """a push that has nothing to send is heard of, where that was agreed"""
+    s = Session(args).open()
+    if s.memory.n_pages < 32:
+        s.close()
+        return "too few pages to wait for"
+    s.control.send("PushStart", max_bytes_per_second=1)
+    name = None
+    while name != "Ping":
+        name, _, _ = s.bulk[0].receive()
+        check(name in ("Ping", "PageRun"), f"{name} on a bulk connection")
+    s.close()
+    return "pinged"
 
 
 def refusals(args):
@@ -581,7 +613,7 @@ def versions(args):
     return "version 1"
 
 
-SCENARIOS = [single, batched, pipelined, early, push, mixed, discarded, resume, takeover, digests, ping, refusals,
+SCENARIOS = [single, batched, pipelined, early, push, mixed, discarded, resume, takeover, digests, ping, idle, refusals,
              versions]
 
 

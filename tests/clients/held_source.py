@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A page server in Python that answers when it is told to, one page at a time, in the order in which pages were
-asked for, and pushes nothing. Written from docs/protocol.md, as ferry_client.py, whose frames it uses."""
+asked for, and pushes nothing. Without ALIVE it is one that knows no pings there. Written from docs/protocol.md, as ferry_client.py, whose frames it uses."""
 import collections
 import socket
 import threading
+import time
 
 import ferry_client as fc
 
@@ -11,10 +12,10 @@ ROLES = {fc.CONTROL, fc.URGENT, fc.BULK}
 
 
 class HeldSource:
-    def __init__(self, path, name="memory"):
+    def __init__(self, path, name="memory", features=0):
         with open(path, "rb") as f:
             self.data = f.read()
-        self.name = name
+        self.name, self.features, self.n_pings = name, features, 0
         self.news = threading.Condition()
         self.waiting = collections.deque()  # (connection, request, page)
         self.asked = []  # pages, in order
@@ -32,16 +33,19 @@ class HeldSource:
 
     def serve(self, sock):
         c = fc.Connection.__new__(fc.Connection)
-        c.sock, c.features = sock, 0
+        c.sock, c.features = sock, self.features
         try:
             name, hello, _ = c.receive()
             assert name == "Hello" and hello.side == fc.TARGET and hello.role in ROLES, hello
-            c.send("Welcome", version=1, features=0)
+            c.send("Welcome", version=1, features=self.features)
             if hello.role == fc.CONTROL:
                 self.control(c)
             elif hello.role == fc.URGENT:
                 self.urgent(c)
             else:
+                while self.features & fc.ALIVE:  # it never ends
+                    c.send("Ping", sent_ns=time.monotonic_ns())
+                    time.sleep(2)
                 c.receive()
         except fc.LinkLost:
             pass
@@ -59,6 +63,10 @@ class HeldSource:
     def urgent(self, c):
         while True:
             name, r, _ = c.receive()
+            if name == "Ping" and self.features & fc.ALIVE:
+                self.n_pings += 1
+                c.handle_ping(name, r, "")
+                continue
             assert name == "PageRequest", name
             with self.news:
                 for first, n in zip(r.first_page, r.n_pages):

@@ -178,7 +178,7 @@ void client_send(struct client *c, int fd, const struct ferry_message *m)
 		must(!ferry_net_write_all(fd, m->payload, m->payload_bytes, TIMEOUT_MS, -1));
 }
 
-static bool read_frame(struct client *c, int fd)
+bool client_read_any(struct client *c, int fd)
 {
 	uint8_t header[FERRY_FRAME_HEADER_BYTES], msg[FERRY_MAX_MESSAGE_BYTES];
 	struct ferry_frame_header h;
@@ -205,11 +205,13 @@ static bool read_frame(struct client *c, int fd)
 
 bool client_read(struct client *c, int fd)
 {
-	while (read_frame(c, fd)) {
+	while (client_read_any(c, fd)) {
 		struct ferry_message pong = {.type = FERRY_FRAME_PONG};
 
 		if (c->m.type != FERRY_FRAME_PING)
 			return true;
+		if (fd != c->control)
+			continue; /* those want no answer */
 		pong.pong = (struct ferry_pong){c->m.ping.sent_ns, 1, 2};
 		client_send(c, fd, &pong);
 	}

@@ -72,9 +72,11 @@ void client_open(struct client *c);
 void client_close(struct client *c);
 
 void client_send(struct client *c, int fd, const struct ferry_message *m);
-/* Reads a frame into c->m and c->payload. Return: false when the peer closed. Pings are answered.
- */
+/* Reads a frame into c->m and c->payload. Return: false when the peer closed. Pings are answered on
+ * ->control, and dropped elsewhere. */
 bool client_read(struct client *c, int fd);
+/* The same, whatever it is. */
+bool client_read_any(struct client *c, int fd);
 
 void client_request(struct client *c, uint64_t first, uint32_t n);
 /* Takes the run in c->m: compares it with what the world has, and remembers it. */

@@ -2,6 +2,7 @@
 /* A target's view of a page server: what it gets, and in what order. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -266,6 +267,70 @@ Test(serve, a_snapshot_that_is_not_in_the_page_cache)
 	client_complete(&c);
 	client_fini(&c);
 	world_fini(&w);
+}
+
+/* Pages that are slow to come, here held ones, don't look like a link that is lost. */
+#define N_MANY 600 /* more than fit */
+
+Test(serve, a_target_that_waits_hears_of_it_on_each_connection)
+{
+	struct ferry_message ping = {.type = FERRY_FRAME_PING, .ping = {9}};
+	struct ferry_failure f = {0};
+	struct client c;
+	struct world w;
+
+	world_init(&w, 1000, true, NULL, false);
+	ferry_server_hold(w.server);
+	world_start(&w);
+	client_init(&c, &w, 1, 2);
+	client_open(&c);
+	client_request(&c, 5, 1);
+	client_send(&c, c.urgent, &ping);
+	must(client_read_any(&c, c.urgent));
+	cr_assert_eq(c.m.type, FERRY_FRAME_PONG);
+	cr_assert_eq(c.m.pong.ping_sent_ns, 9);
+	/* Now it takes no more, not even a Ping. */
+	for (uint32_t i = 0; i < N_MANY; i++)
+		client_request(&c, i % 1000, 1);
+	client_start_push(&c, 0);
+	for (int i = 0; i < 2; i++) {
+		must(client_read_any(&c, c.urgent));
+		cr_assert_eq(c.m.type, FERRY_FRAME_PING);
+		for (uint32_t k = 0; k < 2; k++) {
+			must(client_read_any(&c, c.bulk[k]));
+			cr_assert_eq(c.m.type, FERRY_FRAME_PING);
+		}
+	}
+	must(!ferry_server_serve(w.server, &f));
+	for (int i = 0; i <= N_MANY; i++) {
+		must(client_read(&c, c.urgent));
+		client_take(&c);
+	}
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(serve, a_push_that_has_nothing_to_send_for_long_is_heard_of)
+{
+	struct client c;
+	struct world w;
+
+	for (int old = 0; old < 2; old++) {
+		struct pollfd p = {.events = POLLIN};
+
+		world_init(&w, 1000, true, NULL, true);
+		client_init(&c, &w, 1, 1);
+		c.withheld = old ? FERRY_FEATURE_ALIVE : 0;
+		client_open(&c);
+		client_start_push(&c, 2000);
+		must(client_read_any(&c, c.bulk[0]));
+		p.fd = c.bulk[0];
+		while (c.m.type == FERRY_FRAME_PAGE_RUN && poll(&p, 1, 3500) == 1)
+			must(client_read_any(&c, c.bulk[0]));
+		cr_assert_eq(c.m.type, old ? FERRY_FRAME_PAGE_RUN : FERRY_FRAME_PING);
+		client_fini(&c);
+		world_fini(&w);
+	}
 }
 
 Test(serve, a_held_server_answers_and_pushes_only_once_it_serves)

@@ -26,8 +26,8 @@ static const struct {
 	{FERRY_FRAME_DISCARDED, "T", "", "", ""},
 	{FERRY_FRAME_COMPLETE, "T", "", "", ""},
 	{FERRY_FRAME_RELEASED, "S", "", "", ""},
-	{FERRY_FRAME_PING, "ST", "", "", "ST"},
-	{FERRY_FRAME_PONG, "ST", "", "", "ST"},
+	{FERRY_FRAME_PING, "ST", "ST", "S", "ST"},
+	{FERRY_FRAME_PONG, "ST", "S", "", "ST"},
 	{FERRY_FRAME_PAGE_REQUEST, "", "T", "", ""},
 	{FERRY_FRAME_PAGE_RUN, "", "S", "S", ""},
 	{FERRY_FRAME_PUSH_DONE, "", "", "S", ""},
@@ -303,6 +303,36 @@ Test(connection, digests_come_only_where_they_were_agreed_on)
 	cr_assert_eq(ferry_connection_check(&c, &m, &code, why), 0);
 	c.features &= ~FERRY_FEATURE_DIGEST;
 	cr_assert_eq(ferry_connection_check(&c, &m, &code, why), -EPROTO);
+}
+
+Test(connection, page_connections_are_pinged_only_where_it_was_agreed_on)
+{
+	static const struct {
+		enum ferry_frame_type type;
+		enum ferry_role role;
+		enum ferry_side ours;
+		bool always;
+	} cases[] = {
+		{FERRY_FRAME_PING, FERRY_ROLE_CONTROL, FERRY_SIDE_SOURCE, true},
+		{FERRY_FRAME_PONG, FERRY_ROLE_SWITCHOVER, FERRY_SIDE_TARGET, true},
+		{FERRY_FRAME_PING, FERRY_ROLE_URGENT, FERRY_SIDE_SOURCE, false},
+		{FERRY_FRAME_PING, FERRY_ROLE_URGENT, FERRY_SIDE_TARGET, false},
+		{FERRY_FRAME_PONG, FERRY_ROLE_URGENT, FERRY_SIDE_TARGET, false},
+		{FERRY_FRAME_PING, FERRY_ROLE_BULK, FERRY_SIDE_TARGET, false},
+	};
+
+	for (size_t i = 0; i < FERRY_ARRAY_SIZE(cases); i++) {
+		struct ferry_message m = {cases[i].type};
+		enum ferry_error_code code;
+		char why[FERRY_MAX_TEXT];
+		struct ferry_connection c;
+
+		bring_to(&c, FERRY_CONNECTION_OPEN, false, cases[i].ours, cases[i].role);
+		cr_assert_eq(ferry_connection_check(&c, &m, &code, why), 0);
+		c.features &= ~FERRY_FEATURE_ALIVE;
+		cr_assert_eq(ferry_connection_check(&c, &m, &code, why),
+			     cases[i].always ? 0 : -EPROTO, "case %zu", i);
+	}
 }
 
 static int check_run(uint64_t withheld, struct ferry_page_run run)
