@@ -5,8 +5,7 @@
  * The kernel can put an aligned block of 2 MiB of a file into one large page
  * (MADV_COLLAPSE, Linux 6.1). Contents and addresses stay. The guest's process then maps the block
  * by one entry, where each of 512 pages would have cost its first touch a fault, and goes on with
- * fewer misses of the TLB. Filling by large pages from the beginning is not possible: see
- * memory_file.h, "whole".
+ * fewer misses of the TLB. What is filled in place (in_place.c) is in large pages from the beginning.
  *
  * What it takes:
  *   - The block lies in the process's addresses as it lies in the file, to a multiple of 2 MiB.
@@ -42,7 +41,7 @@
 /* Share of a block that may be holes, once those are zero for everybody. */
 #define MAX_HOLES(n_pages) ((n_pages) / 8)
 
-static bool is_switched_off(void)
+bool ferry_engine_large_pages_are_off(void)
 {
 	_cleanup_fclose_ FILE *f = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "re");
 	char line[64] = "";
@@ -58,7 +57,7 @@ static uint64_t first_page(const struct ferry_engine_region *r)
 
 void ferry_engine_collapse_init(struct ferry_target *t)
 {
-	bool off = is_switched_off();
+	bool off = ferry_engine_large_pages_are_off();
 
 	for (uint32_t i = 0; i < t->n_regions; i++) {
 		struct ferry_engine_region *r = &t->regions[i];

@@ -218,6 +218,9 @@ void ferry_engine_leave_hole(struct ferry_target *t, const struct ferry_run *run
 
 /* --- collapse.c ----------------------------------------------------------------------------- */
 
+/* The host's owner wants none; the kernel's way of making them does not ask. */
+bool ferry_engine_large_pages_are_off(void);
+
 /* The regions' files are open: see which of them can have large pages. */
 void ferry_engine_collapse_init(struct ferry_target *t);
 

@@ -21,6 +21,8 @@
  * must outlive us: so it takes the memory that ferry_pager_keep() speaks of, which says as well
  * that the region is filled so. Whoever takes over without it refuses, and the guest waits.
  *
+ * It is not done where the host has switched large pages off.
+ *
  * Failure modes: no large page is free: the block comes in small ones, and is written all the same.
  * The process may not be asked to map a large page (CAP_SYS_NICE): it maps small parts of it, one
  * at each touch, where one of them was shown before.
@@ -83,6 +85,7 @@ static bool is_fit(const struct ferry_target *t, const struct ferry_target_confi
 	const struct ferry_engine_region *r = &t->regions[id];
 
 	return r->file.fd >= 0 && !c->no_large_pages && has_dense(c, id) &&
+	       !ferry_engine_large_pages_are_off() &&
 	       (c->kept || t->uffd.pid == getpid()) &&
 	       t->uffd.features & UFFD_FEATURE_MINOR_SHMEM &&
 	       !(r->file.offset % FERRY_LARGE_BYTES) && is_empty(r);

@@ -2,9 +2,13 @@
 /* Shared memory of this and of another process, filled in place: see uffd/in_place.c. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -181,6 +185,40 @@ Test(engine_in_place, memory_that_has_pages_is_filled_another_way)
 	cr_assert(page_is(&s, N_PAGES - 1, m.at + BYTES - PAGE));
 	ferry_target_free(f.target);
 	source_end(&s);
+}
+
+/* For this process alone the host says so: in a mount namespace of its own. */
+static void switch_large_pages_off(void)
+{
+	static const char says[] = "always madvise [never]\n";
+	char path[] = "/var/tmp/pageferry-never-XXXXXX";
+	int fd = mkostemp(path, O_CLOEXEC);
+
+	if (geteuid())
+		cr_skip_test("not run as root");
+	cr_assert(fd >= 0 && write(fd, says, sizeof(says) - 1) == sizeof(says) - 1);
+	cr_assert_eq(unshare(CLONE_NEWNS), 0);
+	cr_assert_eq(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), 0);
+	cr_assert_eq(mount(path, "/sys/kernel/mm/transparent_hugepage/enabled", NULL, MS_BIND, NULL),
+		     0);
+	unlink(path);
+	close(fd);
+}
+
+Test(engine_in_place, no_large_page_is_made_where_the_host_has_none)
+{
+	struct memory m = new_memory(0);
+	struct filling f;
+	struct ferry_failure why = {0};
+
+	switch_large_pages_off();
+	prepare(&f, &m);
+	assert_ok(ferry_uffd_open(&f.config.uffd, FERRY_TARGET_UFFD_FEATURES, &why), why);
+	assert_ok(ferry_target_new(&f.target, &f.config, &why), why);
+	cr_assert(!ferry_target_is_in_place(f.target, 0));
+	cr_assert(is_empty(&m));
+	ferry_target_abandon(f.target);
+	ferry_target_free(f.target);
 }
 
 /* --- another process ------------------------------------------------------------------------- */

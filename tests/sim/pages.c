@@ -348,6 +348,11 @@ int ferry_memory_file_punch(const struct ferry_memory_file *m, uint64_t at, uint
 	return -ENOSYS;
 }
 
+bool ferry_engine_large_pages_are_off(void)
+{
+	return true;
+}
+
 bool ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes)
 {
 	(void)pid;
