@@ -395,7 +395,8 @@ class Guest(Group):
         self.note = "600 MiB of guest with 400 MiB in constant use; CPU seconds are all but those of the guest itself"
 
     def sides(self):
-        return {m: lambda m=m: vm.run_mode(self.args, m) for m in vm.MODES}
+        return {**{m: lambda m=m: vm.run_mode(self.args, m) for m in vm.MODES},
+                "stream": lambda: self.parts.run("link", "--what", "stream", "--bytes", 512 * MIB)}
 
     def rows(self):
         def better(key):
@@ -411,6 +412,9 @@ class Guest(Group):
         own, peers = "pageferry", ("pageferry", *vm.PEERS)
         result = [Row(name, f"{what}, against QEMU's better mode", unit, get(own, key), better(key), goal, peers)
                   for name, what, unit, key, goal in rows]
+        result.append(Row("lost-stream", "a bare stream of the bytes that were moved, against the work lost by QEMU's better mode",
+                          "ms", lambda f: f[own]["wire_bytes"] / rate("stream")(f) / 1e6, better("work_lost_ms"), None,
+                          (*peers, "stream")))
         return result + [Row(f"{name}-floor", f"{what}, against a move of device state alone", unit, get(own, key),
                              get("floor", key), None, (own, "floor"))
                          for name, what, unit, key, _ in rows if name in ("lost", "stall", "full-speed", "downtime")]

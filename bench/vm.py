@@ -161,7 +161,8 @@ def move_pageferry(args, a, b):
             if p.wait():
                 raise Failed(f"pageferry ended with {p.returncode}: {out[-1]}")
         last = [e for e in out if e["event"] == "completed" and e["command"] == "receive"][-1]
-        return {"total_ms": last["total_ms"], "downtime_ms": last["downtime_ms"], "engine_cpu_s": children_cpu_s() - cpu}
+        return {"total_ms": last["total_ms"], "downtime_ms": last["downtime_ms"], "wire_bytes": last["wire_bytes"],
+                "engine_cpu_s": children_cpu_s() - cpu}
 
     return started, over, finish
 
