@@ -41,6 +41,7 @@ def greedy_vm_stands_before_another_with_a_few_pages(folder):
     with two_vms(folder) as (h, source, greedy, other):
         greedy.send("touch", 256, 256)
         wait_for("the greedy VM's threads wait", lambda: h.status().get("faults_in_flight", 0) >= 200)
+        source.wait("some of its pages are asked for", lambda: of(source.asked, False), LIMIT_S)
         other.send("touch", 1)
         source.wait("the other VM's page is asked for", lambda: of(source.asked, True), LIMIT_S)
         before = [page for page in source.asked if page < SECOND]
