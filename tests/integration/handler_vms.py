@@ -117,7 +117,7 @@ def discarded_pages_are_zero(folder):
     with Handler(folder, "--file", path, "--max-rate", SLOW) as h:
         with Vmm(h, path, 32 * MIB) as vm:
             vm.connected()
-            vm.good("storm", 4000, 6)
+            assert vm.good("storm", 4000, 6)["written"] > 200
             # The balloon goes on while the VM becomes complete, and is left.
             vm.send("storm", 20000, 6)
             h.event("vm-complete")
@@ -231,7 +231,7 @@ def socket_may_be_handed_over(folder):
         with HandedOver(s, name, "--file", path) as h:
             with Vmm(name, path, 4 * MIB) as vm:
                 vm.connected().good("verify")
-            assert h.stop()[0] in (0, 3)
+            assert h.stop()[0] == 0
     assert os.path.exists(name), "the socket is systemd's"
 
 
@@ -256,18 +256,6 @@ def replaced_handler_finishes_its_vms(folder):
                     assert new.stop()[0] == 0
 
 
-def stop_leaves_vms_waiting(folder):
-    need_root()
-    path = snapshot(folder, 16 * MIB)
-    with Handler(folder, "--file", path, "--max-rate", "1M") as h:
-        with Vmm(h, path, 16 * MIB) as vm:
-            vm.connected().good("touch", 10)
-            code, out, err = h.stop()
-            assert code == 3 and "1 VM is not complete" in out, (code, out, err)
-            vm.send("verify")
-            assert vm.is_silent(0.3), "pages that nobody has served were given out"
-
-
 if __name__ == "__main__":
     sys.exit(
         main(
@@ -285,7 +273,6 @@ if __name__ == "__main__":
                 killed_worker_is_replaced,
                 socket_may_be_handed_over,
                 replaced_handler_finishes_its_vms,
-                stop_leaves_vms_waiting,
             ]
         )
     )
