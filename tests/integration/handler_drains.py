@@ -92,7 +92,9 @@ def signal_of_a_terminal_counts_once(folder):
     """It goes to both processes; and either may be told alone."""
     with handler(folder) as (h, path), Vmm(h, path, SIZE) as vm:
         vm.connected().good("touch", 20)
-        drain(h, 1, h.worker(), h.pid, sig=signal.SIGINT)
+        drain(h, 1, h.worker(), sig=signal.SIGINT)
+        wait_for("nobody is let in", lambda: not connects(h.socket))
+        os.kill(h.pid, signal.SIGINT)
         is_filled(vm)
         assert h.end(0)["vms_complete"] == 1
     with handler(folder) as (h, path), Vmm(h, path, SIZE) as vm:
