@@ -111,6 +111,7 @@ static void add_up(struct ferry_target_stats *to, const struct ferry_target_stat
 	to->pages_zero += s->pages_zero;
 	to->pages_duplicate += s->pages_duplicate;
 	to->pages_present += s->pages_present;
+	to->pages_lost += s->pages_lost;
 	to->wire_bytes += s->wire_bytes;
 	to->faults += s->faults;
 	to->faults_coalesced += s->faults_coalesced;

@@ -281,11 +281,18 @@ static void look(struct handler *h)
 static void tell_source(struct handler *h)
 {
 	struct ferry_failure f = {0};
+	json_t *o;
 
 	switch (ferry_image_news(h->image, &f)) {
 	case FERRY_TARGET_LINK_LOST:
 	case FERRY_TARGET_FAILED:
 		report_link_lost(&h->job.report, f.text);
+		break;
+	case FERRY_TARGET_PAGES_LOST:
+		o = json_object();
+		json_put(o, "error", json_text(f.text));
+		report_count_error(&h->job.report);
+		report_event(&h->job.report, "pages-lost", o, f.text);
 		break;
 	case FERRY_TARGET_COMPLETE:
 		report_event(&h->job.report, "source-complete", NULL,
@@ -423,8 +430,12 @@ static int open_set(struct handler *h, uint64_t bytes, struct ferry_failure *f)
 	size_t len;
 	int rc;
 
-	if (o->record)
-		return ferry_record_open(&h->record, o->record, bytes, f);
+	if (o->record) {
+		rc = ferry_record_open(&h->record, o->record, bytes, f);
+		if (rc < 0)
+			ferry_fail_prefix(f, "--record");
+		return rc;
+	}
 	if (!o->replay)
 		return 0;
 	rc = ferry_record_read(o->replay, &text, &len, f);
