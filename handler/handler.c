@@ -304,7 +304,7 @@ void ferry_handler_stats(struct ferry_handler *h, struct ferry_handler_stats *ou
 	pthread_mutex_unlock(&h->lock);
 	for (uint32_t c = 0; c < FERRY_RESIDENCY_CELLS; c++)
 		out->target.residency[c] =
-			out->n_vms ? (uint16_t)(residency[c] / out->n_vms) : 1000;
+			(uint16_t)(out->n_vms ? residency[c] / out->n_vms : 1000);
 	out->target.link_up = true;
 }
 
