@@ -34,11 +34,13 @@ ssize_t preadv2(int fd, const struct iovec *iov, int n_iov, off_t offset, int fl
 {
 	ssize_t (*real)(int, const struct iovec *, int, off_t, int);
 	uint32_t n = atomic_fetch_add(&order->n, 1);
+	pid_t keeper = getppid();
 
 	*(void **)&real = dlsym(RTLD_NEXT, "preadv2");
 	if (n < OFFSETS_MAX)
 		order->offsets[n] = (uint64_t)offset;
-	while (atomic_load(&order->held))
+	/* A test that has failed leaves nobody behind. */
+	while (atomic_load(&order->held) && getppid() == keeper)
 		usleep(1000);
 	return real(fd, iov, n_iov, offset, flags);
 }
