@@ -49,6 +49,7 @@ def first_touch(folder, source, path, size):
     for seed in range(5):
         with Handler(folder, *source) as h, Vmm(h, path, size, first=1, seed=seed) as vm:
             took.append(vm.connected().first_ms)
+            vm.kill()  # it is not waited for then
             h.stop()
     took.sort()
     print("first touches: " + ", ".join(f"{t:.1f}" for t in took) + " ms", flush=True)
@@ -71,6 +72,7 @@ def working_set(folder, source, path, size, n):
             pass
         touched(vm, n)
         status = h.status()
+        vm.kill()
         h.stop()
     share = 100 * (1 - status["faults"] / before)
     return report(f"faults gone, of {before}", share, "%", ">= 90", share >= 90)

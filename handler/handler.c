@@ -79,9 +79,10 @@ static void news(void *ctx, struct ferry_vm *vm, const struct ferry_failure *why
 	ferry_vm_info(vm, &e.vm);
 	if (why)
 		e.why = *why;
+	/* In this order: it may be the last one, and the keeper says that we are done then. */
+	post(h, &e);
 	if (e.vm.state >= FERRY_VM_COMPLETE && e.vm.state != FERRY_VM_STOPPED)
 		(void)send_keeper(h, FERRY_KEEPER_FORGET, e.vm.id, -1);
-	post(h, &e);
 }
 
 static bool take_event(struct ferry_handler *h, struct ferry_handler_event *e)
@@ -110,6 +111,7 @@ static void add_up(struct ferry_target_stats *to, const struct ferry_target_stat
 	to->pages_zero += s->pages_zero;
 	to->pages_duplicate += s->pages_duplicate;
 	to->pages_present += s->pages_present;
+	to->pages_lost += s->pages_lost;
 	to->wire_bytes += s->wire_bytes;
 	to->faults += s->faults;
 	to->faults_coalesced += s->faults_coalesced;
@@ -200,9 +202,9 @@ static int add_vm(struct ferry_handler *h, uint64_t id, int conn, int uffd, int 
 		(void)ferry_net_wait(h->event_fd, POLLIN, 10, -1);
 	rc = ferry_vm_start(&vm, &config, &e.why);
 	if (rc < 0) {
+		post(h, &e);
 		if (known < 0)
 			(void)send_keeper(h, FERRY_KEEPER_FORGET, id, -1);
-		post(h, &e);
 		return rc;
 	}
 	pthread_mutex_lock(&h->lock);
@@ -295,14 +297,14 @@ void ferry_handler_stats(struct ferry_handler *h, struct ferry_handler_stats *ou
 		count(out, &info);
 		add_up(&out->target, &h->scratch);
 		out->n_vms++;
-		out->n_filling += info.state == FERRY_VM_FILLING;
+		out->n_filling += info.state <= FERRY_VM_FILLING;
 		for (uint32_t c = 0; c < FERRY_RESIDENCY_CELLS; c++)
 			residency[c] += h->scratch.residency[c];
 	}
 	pthread_mutex_unlock(&h->lock);
 	for (uint32_t c = 0; c < FERRY_RESIDENCY_CELLS; c++)
 		out->target.residency[c] =
-			out->n_vms ? (uint16_t)(residency[c] / out->n_vms) : 1000;
+			(uint16_t)(out->n_vms ? residency[c] / out->n_vms : 1000);
 	out->target.link_up = true;
 }
 

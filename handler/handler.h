@@ -52,7 +52,7 @@ struct ferry_handler_event {
 
 struct ferry_handler_stats {
 	uint32_t n_vms; /* now; of them: */
-	uint32_t n_filling;
+	uint32_t n_filling; /* or about to be */
 	uint32_t n_vms_ever, n_complete, n_gone, n_refused;
 	uint64_t ram_bytes; /* of all VMs ever */
 	/* Of all VMs ever, added up; residency: of those that are here, on average. */

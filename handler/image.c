@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -41,6 +42,7 @@ struct ferry_image {
 	struct ferry_cache *cache; /* owned; NULL for a file */
 	int fd;			   /* borrowed: the file, or the cache's */
 	uint64_t bytes;
+	struct timespec written; /* the file, when it was opened */
 	struct ferry_image_sets sets;
 	_Atomic bool is_ready; /* what is above does not change any more */
 	int ready_fd;	       /* owned; eventfd */
@@ -256,6 +258,7 @@ static int open_file(struct ferry_image *i, struct ferry_failure *f)
 		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "the snapshot");
 	i->fd = i->config.fd;
 	i->bytes = (uint64_t)st.st_size;
+	i->written = st.st_mtim;
 	return 0;
 }
 
@@ -394,6 +397,15 @@ void ferry_image_stats(struct ferry_image *i, struct ferry_target_stats *out)
 		ferry_cache_stats(i->cache, out);
 }
 
+bool ferry_image_has_changed(const struct ferry_image *i)
+{
+	struct stat st;
+
+	return !i->cache && !fstat(i->fd, &st) &&
+	       ((uint64_t)st.st_size != i->bytes || st.st_mtim.tv_sec != i->written.tv_sec ||
+		st.st_mtim.tv_nsec != i->written.tv_nsec);
+}
+
 void ferry_image_close(struct ferry_image *i)
 {
 	if (!i)
@@ -455,6 +467,10 @@ int ferry_image_use(struct ferry_image *i, const struct ferry_vmm_message *m,
 	struct ferry_image_view **slot, *v = NULL;
 	int rc = 0;
 
+	if (ferry_image_has_changed(i))
+		return ferry_fail(f, FERRY_REFUSE, -ESTALE,
+				  "the snapshot's file was written to, or cut, since this handler "
+				  "has it: start another handler for what it is now");
 	pthread_mutex_lock(&i->lock);
 	slot = find_slot(i, m);
 	if (!slot)

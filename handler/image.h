@@ -72,6 +72,9 @@ void ferry_image_push_first(struct ferry_image *i, bool first);
 enum ferry_target_event ferry_image_news(struct ferry_image *i, struct ferry_failure *f);
 void ferry_image_stats(struct ferry_image *i, struct ferry_target_stats *out);
 
+/* Was the snapshot's file written to, or cut, since _open? Then nothing of it is of one moment. */
+bool ferry_image_has_changed(const struct ferry_image *i);
+
 /* Has a page server that VMs use broken? They get nothing more from this process. */
 bool ferry_image_is_broken(struct ferry_image *i);
 
@@ -82,7 +85,8 @@ void ferry_image_close(struct ferry_image *i);
  * ferry_image_use() - a page server for a VM's layout
  * Once the image is ready.
  * @m: its regions; a region's pages are those at its offset in the image
- * Errors: REFUSE in @f: a region lies outside the image, or there are too many layouts at once.
+ * Errors: REFUSE in @f: a region lies outside the image, there are too many layouts at once, or
+ * -ESTALE when its file has changed.
  */
 int ferry_image_use(struct ferry_image *i, const struct ferry_vmm_message *m,
 		    struct ferry_image_view **view, struct ferry_failure *f);

@@ -8,9 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -38,10 +40,13 @@ struct incoming {
 
 struct keeper {
 	const struct ferry_keeper_config *config;
+	int listen_fd; /* owned; -1 once nobody else is taken */
 	int signals;  /* owned; signalfd */
+	int drain_fd, end_fd; /* owned; see struct ferry_worker_start */
 	int link;     /* owned; -1 while there is no worker */
 	pid_t worker; /* 0 while there is none */
-	bool stopping;
+	bool draining;
+	uint32_t n_signals; /* of the user's */
 	uint32_t n_restarts, backoff_ms;
 	int last_signal;
 	uint64_t started_ns, start_ns; /* the worker: when it was, when it is to be */
@@ -253,10 +258,12 @@ static bool has_room(const struct keeper *k)
 static void accept_one(struct keeper *k)
 {
 	struct incoming *in = free_incoming(k);
-	_cleanup_close_ int fd = ferry_net_accept(k->config->listen_fd);
+	_cleanup_close_ int fd = ferry_net_accept(k->listen_fd);
 	struct ucred peer = {0};
 	socklen_t len = sizeof(peer);
 
+	if (fd == -EAGAIN && k->draining)
+		ferry_close(TAKE_FD(k->listen_fd));
 	if (fd < 0) {
 		/* It stays readable: whatever is short will not be there at once. */
 		if (fd != -EAGAIN && fd != -ECONNABORTED)
@@ -294,7 +301,7 @@ static void drop_late(struct keeper *k, uint64_t now)
 /* Is there a VMM, or may there be one, that nobody else would ever serve? */
 static bool is_awaited(const struct keeper *k)
 {
-	struct pollfd p = {.fd = k->config->listen_fd, .events = POLLIN};
+	struct pollfd p = {.fd = k->listen_fd, .events = POLLIN};
 
 	return count_vms(k) || count_incoming(k) || poll(&p, 1, 0) > 0;
 }
@@ -305,7 +312,7 @@ static void shed(struct keeper *k)
 	sigset_t set;
 
 	ferry_close(k->signals);
-	ferry_close(k->config->listen_fd);
+	ferry_close(k->listen_fd);
 	for (uint32_t i = 0; i < MAX_INCOMING; i++)
 		drop(&k->incoming[i]);
 	sigemptyset(&set);
@@ -319,7 +326,9 @@ static int start_worker(struct keeper *k, struct ferry_failure *f)
 					   .n_slots = k->config->max_vms,
 					   .n_restarts = k->n_restarts,
 					   .last_signal = k->last_signal,
-					   .is_awaited = is_awaited(k)};
+					   .is_awaited = is_awaited(k),
+					   .drain_fd = k->drain_fd,
+					   .end_fd = k->end_fd};
 	int pair[2], rc = ferry_keeper_pair(pair);
 
 	if (rc < 0)
@@ -346,6 +355,20 @@ static int start_worker(struct keeper *k, struct ferry_failure *f)
 	return 0;
 }
 
+/* Is the worker to end? Also when it has served everybody that there was. */
+static bool is_ending(struct keeper *k)
+{
+	if (k->draining && !is_awaited(k))
+		eventfd_write(k->end_fd, 1);
+	return ferry_net_wait(k->end_fd, POLLIN, 0, -1) == 0;
+}
+
+/* When it is ending, and there is no worker to say how. */
+static int last_status(const struct keeper *k)
+{
+	return is_awaited(k) ? -ECANCELED : 0;
+}
+
 /* Return: 1 when it is to be started again; 0 with the final status in @status. */
 static int judge(struct keeper *k, int wait_status, int *status)
 {
@@ -353,12 +376,12 @@ static int judge(struct keeper *k, int wait_status, int *status)
 
 	if (WIFEXITED(wait_status)) {
 		*status = WEXITSTATUS(wait_status);
-		if (k->stopping || !*status || !is_awaited(k))
+		if (!*status || !is_awaited(k) || is_ending(k))
 			return 0;
 		k->last_signal = 0;
 	} else {
-		*status = -ECANCELED;
-		if (k->stopping)
+		*status = last_status(k);
+		if (is_ending(k))
 			return 0;
 		k->last_signal = WTERMSIG(wait_status);
 	}
@@ -371,6 +394,20 @@ static int judge(struct keeper *k, int wait_status, int *status)
 	return 1;
 }
 
+/*
+ * Nobody else is let in. By our own socket those come still who had connected before: they don't
+ * look whether we are there.
+ */
+static void drain(struct keeper *k)
+{
+	k->draining = true;
+	if (k->config->path)
+		unlink(k->config->path);
+	if (!k->config->path || shutdown(k->listen_fd, SHUT_RD) < 0)
+		ferry_close(TAKE_FD(k->listen_fd));
+	eventfd_write(k->drain_fd, 1);
+}
+
 static void take_signals(struct keeper *k)
 {
 	struct signalfd_siginfo s;
@@ -378,9 +415,10 @@ static void take_signals(struct keeper *k)
 	while (read(k->signals, &s, sizeof(s)) == sizeof(s)) {
 		if (s.ssi_signo == SIGCHLD)
 			continue;
-		k->stopping = true;
-		if (k->worker)
-			kill(k->worker, SIGTERM);
+		if (++k->n_signals > 1)
+			eventfd_write(k->end_fd, 1);
+		else if (!k->draining)
+			drain(k);
 	}
 }
 
@@ -392,8 +430,6 @@ static int look_after_worker(struct keeper *k, int *status)
 	if (!k->worker || waitpid(k->worker, &wait_status, WNOHANG) != k->worker)
 		return 1;
 	k->worker = 0;
-	/* It may have ended because of a signal to both of us. */
-	take_signals(k);
 	hear(k);
 	ferry_close(TAKE_FD(k->link));
 	return judge(k, wait_status, status);
@@ -418,16 +454,17 @@ static int wait_ms(const struct keeper *k, uint64_t now)
 
 static int step(struct keeper *k, bool all_told)
 {
-	struct pollfd p[3 + MAX_INCOMING];
+	struct pollfd p[4 + MAX_INCOMING], *in = p + 4;
 	bool room = has_room(k), paused = ferry_now_ns() < k->paused_until_ns;
+	/* One who waits is told once; a socket that is shut down is always readable. */
+	bool listens = !paused && (room || (!k->was_full && !k->draining));
 
 	p[0] = (struct pollfd){.fd = k->signals, .events = POLLIN};
 	p[1] = (struct pollfd){.fd = k->link, .events = (short)(POLLIN | (all_told ? 0 : POLLOUT))};
-	p[2] = (struct pollfd){.fd = !paused && (room || !k->was_full) ? k->config->listen_fd
-									: -1,
-			       .events = POLLIN};
+	p[2] = (struct pollfd){.fd = listens ? k->listen_fd : -1, .events = POLLIN};
+	p[3] = (struct pollfd){.fd = k->draining ? -1 : k->drain_fd, .events = POLLIN};
 	for (uint32_t i = 0; i < MAX_INCOMING; i++)
-		p[3 + i] = (struct pollfd){.fd = k->incoming[i].conn, .events = POLLIN};
+		in[i] = (struct pollfd){.fd = k->incoming[i].conn, .events = POLLIN};
 	if (poll(p, FERRY_ARRAY_SIZE(p), wait_ms(k, ferry_now_ns())) < 0) {
 		if (errno != EINTR && errno != ENOMEM)
 			return -errno;
@@ -440,7 +477,7 @@ static int step(struct keeper *k, bool all_told)
 	if (p[1].revents)
 		hear(k);
 	for (uint32_t i = 0; i < MAX_INCOMING; i++)
-		if (p[3 + i].revents)
+		if (in[i].revents)
 			read_incoming(k, &k->incoming[i]);
 	if (p[2].revents && room)
 		accept_one(k);
@@ -449,6 +486,8 @@ static int step(struct keeper *k, bool all_told)
 		    "a VM waits to be let in: %u are served, which is the limit (--max-vms)",
 		    k->config->max_vms);
 	k->was_full = !room && (k->was_full || p[2].revents);
+	if (p[3].revents && !k->draining)
+		drain(k);
 	drop_late(k, ferry_now_ns());
 	return 0;
 }
@@ -460,8 +499,8 @@ static int run(struct keeper *k, struct ferry_failure *f)
 
 		if (!look_after_worker(k, &status))
 			return status;
-		if (!k->worker && k->stopping)
-			return -ECANCELED;
+		if (is_ending(k) && !k->worker)
+			return last_status(k);
 		if (!k->worker && ferry_now_ns() >= k->start_ns) {
 			rc = start_worker(k, f);
 			if (rc < 0 && !k->n_restarts)
@@ -487,7 +526,11 @@ static int open_signals(struct keeper *k, struct ferry_failure *f)
 	sigaddset(&set, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	k->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	return k->signals < 0 ? ferry_fail_errno(f, FERRY_REFUSE, -errno, "signalfd") : 0;
+	k->drain_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	k->end_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return k->signals < 0 || k->drain_fd < 0 || k->end_fd < 0
+		       ? ferry_fail_errno(f, FERRY_REFUSE, -errno, "signalfd, eventfd")
+		       : 0;
 }
 
 int ferry_keeper_run(const struct ferry_keeper_config *config, struct ferry_failure *f)
@@ -499,11 +542,14 @@ int ferry_keeper_run(const struct ferry_keeper_config *config, struct ferry_fail
 		k->vms = calloc(config->max_vms, sizeof(k->vms[0]));
 	if (!k || !k->vms) {
 		ferry_close(config->listen_fd);
+		if (config->path)
+			unlink(config->path);
 		free(k);
 		return ferry_fail_errno(f, FERRY_REFUSE, rc, "the table of VMs");
 	}
 	k->config = config;
-	k->signals = k->link = -1;
+	k->listen_fd = config->listen_fd;
+	k->signals = k->link = k->drain_fd = k->end_fd = -1;
 	for (uint32_t i = 0; i < config->max_vms; i++)
 		k->vms[i] = FREE_SLOT;
 	for (uint32_t i = 0; i < MAX_INCOMING; i++)
@@ -515,9 +561,13 @@ int ferry_keeper_run(const struct ferry_keeper_config *config, struct ferry_fail
 		forget(&k->vms[i]);
 	for (uint32_t i = 0; i < MAX_INCOMING; i++)
 		drop(&k->incoming[i]);
+	if (!k->draining && config->path)
+		unlink(config->path);
 	ferry_close(k->link);
 	ferry_close(k->signals);
-	ferry_close(config->listen_fd);
+	ferry_close(k->drain_fd);
+	ferry_close(k->end_fd);
+	ferry_close(k->listen_fd);
 	free(k->vms);
 	free(k);
 	return rc;

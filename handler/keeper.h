@@ -14,6 +14,13 @@
  *  4. The worker dies by a signal: the keeper forks another one, which has all of the descriptors
  *     from it, and goes on from the known pages. Threads that wait are woken and fault anew.
  *
+ * The first SIGTERM or SIGINT drains: who has connected by then is served to the end, and nobody
+ * else; a worker that dies meanwhile is started again as ever. Our own socket goes at once, so that
+ * the kernel tells a VMM that comes later; one that was handed over is left to the next handler.
+ * The second signal ends it all. Each process counts its own, as those of a terminal reach both,
+ * and either may be the one that somebody knows of; what follows is said to both by eventfds, which
+ * outlive a worker and need not be read.
+ *
  * Failure modes: a worker that fails by itself ends the keeper too, unless a VMM has connected:
  * then it is tried again and again, as nobody else can serve that VM. When the keeper is killed,
  * the worker goes on with the VMs that it has, and takes no others.
@@ -50,10 +57,14 @@ struct ferry_worker_start {
 	uint32_t n_restarts; /* 0 for the first */
 	int last_signal;     /* that killed the one before; 0 for none */
 	bool is_awaited;     /* there are VMMs, or one is about to connect */
+	/* Eventfds, written by both; the keeper's to close. Readable from then on: */
+	int drain_fd; /* no more VMs are taken: a first signal */
+	int end_fd;   /* a second one; or each VM has what it needs */
 };
 
 struct ferry_keeper_config {
 	int listen_fd; /* given */
+	const char *path; /* of its socket, which is removed at the end; NULL: it was handed over */
 	uint32_t max_vms;
 	uid_t uid; /* may connect besides root and ourselves */
 	/* Runs in a process of its own. Return: its exit status. */
@@ -62,8 +73,8 @@ struct ferry_keeper_config {
 };
 
 /**
- * ferry_keeper_run() - until the worker has ended well, or SIGTERM or SIGINT
- * Before any thread is started. The signals are passed on to the worker.
+ * ferry_keeper_run() - until the worker has ended well, as it does after SIGTERM or SIGINT
+ * Before any thread is started.
  * Return: the worker's exit status; -ECANCELED when it was killed although it should only end.
  * Errors: another negative errno, in @f.
  */

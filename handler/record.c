@@ -78,36 +78,6 @@ static int load(struct ferry_record *r, struct ferry_working_set *w, struct ferr
 	return rc;
 }
 
-int ferry_record_open(struct ferry_record **out, const char *path, uint64_t bytes,
-		      struct ferry_failure *f)
-{
-	struct ferry_record *r = calloc(1, sizeof(*r));
-	struct ferry_working_set w;
-	int rc;
-
-	if (!r)
-		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "recording");
-	r->path = path;
-	r->bytes = bytes;
-	pthread_mutex_init(&r->lock, NULL);
-	rc = load(r, &w, f);
-	if (rc < 0) {
-		ferry_record_close(r);
-		return rc;
-	}
-	ferry_working_set_fini(&w);
-	*out = r;
-	return 0;
-}
-
-void ferry_record_close(struct ferry_record *r)
-{
-	if (!r)
-		return;
-	pthread_mutex_destroy(&r->lock);
-	free(r);
-}
-
 int ferry_record_begin(uint64_t bytes, struct ferry_record_vm **out)
 {
 	size_t room = FERRY_MIN(bytes / FERRY_PAGE_SIZE_DEFAULT, (uint64_t)PAGES_MAX);
@@ -204,6 +174,44 @@ static void unlock(int fd, const char *path)
 {
 	unlink(path);
 	ferry_close(fd);
+}
+
+int ferry_record_open(struct ferry_record **out, const char *path, uint64_t bytes,
+		      struct ferry_failure *f)
+{
+	struct ferry_record *r = calloc(1, sizeof(*r));
+	struct ferry_working_set w;
+	char lock_path[PATH_MOST];
+	int fd, rc;
+
+	if (!r)
+		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "recording");
+	r->path = path;
+	r->bytes = bytes;
+	pthread_mutex_init(&r->lock, NULL);
+	rc = load(r, &w, f);
+	if (rc < 0) {
+		ferry_record_close(r);
+		return rc;
+	}
+	ferry_working_set_fini(&w);
+	/* A guest would have started in vain if nothing could be written in the end. */
+	fd = lock(r, lock_path, f);
+	if (fd < 0) {
+		ferry_record_close(r);
+		return fd;
+	}
+	unlock(fd, lock_path);
+	*out = r;
+	return 0;
+}
+
+void ferry_record_close(struct ferry_record *r)
+{
+	if (!r)
+		return;
+	pthread_mutex_destroy(&r->lock);
+	free(r);
 }
 
 /* Other handlers may have added to the file since we last looked. */

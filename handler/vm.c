@@ -351,6 +351,19 @@ static int recording_ms(struct ferry_vm *vm)
 	return -1;
 }
 
+static void tell_change(struct ferry_vm *vm)
+{
+	struct ferry_failure f = {0};
+
+	if (!ferry_image_has_changed(vm->config.image))
+		return;
+	ferry_fail(
+		&f, FERRY_LOST, -ESTALE,
+		"the snapshot's file was written to, or cut, while the VM was filled from it: its "
+		"memory may be of two moments");
+	tell(vm, FERRY_VM_FILLING, &f);
+}
+
 static enum ferry_vm_state fill(struct ferry_vm *vm, struct ferry_failure *why)
 {
 	enum ferry_vm_state state = use_image(vm, why);
@@ -366,10 +379,12 @@ static enum ferry_vm_state fill(struct ferry_vm *vm, struct ferry_failure *why)
 
 		switch (ferry_target_wait(vm->target, 0, -1, &f)) {
 		case FERRY_TARGET_COMPLETE:
+			tell_change(vm);
 			return FERRY_VM_COMPLETE;
 		case FERRY_TARGET_GONE:
 			return FERRY_VM_GONE;
 		case FERRY_TARGET_FAILED:
+		case FERRY_TARGET_PAGES_LOST:
 			/* It is tried again, and the VM waits meanwhile. */
 			tell(vm, FERRY_VM_FILLING, &f);
 			break;

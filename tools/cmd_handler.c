@@ -8,11 +8,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
@@ -108,13 +111,13 @@ struct setup {
 	const struct options *o;
 	uint32_t max_vms;
 	int file_fd; /* owned */
-	bool is_own; /* the socket was made by us */
 	struct ferry_addr address;
 };
 
 struct handler {
 	struct job job;
 	const struct setup *setup;
+	const struct ferry_worker_start *begin;
 	struct ferry_image *image;     /* owned */
 	struct ferry_record *record;   /* owned; NULL for none */
 	struct ferry_replay *replay;   /* owned; NULL for none */
@@ -123,6 +126,8 @@ struct handler {
 	struct ferry_target_stats image_stats;
 	bool is_patient; /* VMs were here before the worker: no failure is worth its end */
 	bool alone;	 /* without a keeper */
+	bool drains;	 /* takes no more VMs; that was told */
+	uint32_t n_signals;
 };
 
 /* --- the worker: what it tells ---------------------------------------------------------------- */
@@ -276,11 +281,18 @@ static void look(struct handler *h)
 static void tell_source(struct handler *h)
 {
 	struct ferry_failure f = {0};
+	json_t *o;
 
 	switch (ferry_image_news(h->image, &f)) {
 	case FERRY_TARGET_LINK_LOST:
 	case FERRY_TARGET_FAILED:
 		report_link_lost(&h->job.report, f.text);
+		break;
+	case FERRY_TARGET_PAGES_LOST:
+		o = json_object();
+		json_put(o, "error", json_text(f.text));
+		report_count_error(&h->job.report);
+		report_event(&h->job.report, "pages-lost", o, f.text);
 		break;
 	case FERRY_TARGET_COMPLETE:
 		report_event(&h->job.report, "source-complete", NULL,
@@ -289,6 +301,42 @@ static void tell_source(struct handler *h)
 	default:
 		break;
 	}
+}
+
+static bool is_readable(int fd)
+{
+	return ferry_net_wait(fd, POLLIN, 0, -1) == 0;
+}
+
+/* Whichever process the user has signalled: see keeper.h. */
+static void heed_signals(struct handler *h)
+{
+	struct signalfd_siginfo s;
+
+	while (read(h->job.stop_fd, &s, sizeof(s)) == sizeof(s))
+		eventfd_write(++h->n_signals == 1 ? h->begin->drain_fd : h->begin->end_fd, 1);
+}
+
+static void look_for_drain(struct handler *h)
+{
+	char text[240];
+	json_t *o;
+
+	heed_signals(h);
+	if (h->drains || !is_readable(h->begin->drain_fd))
+		return;
+	h->drains = true;
+	look(h);
+	report_stage(&h->job.report, "drain");
+	if (!h->stats.n_filling)
+		return;
+	snprintf(text, sizeof(text),
+		 "draining: %u VM%s still being filled, and no others are taken; a second signal "
+		 "ends at once, and VMs that are not complete then wait for ever",
+		 h->stats.n_filling, h->stats.n_filling == 1 ? " is" : "s are");
+	o = json_object();
+	json_put_count(o, "vms_filling", h->stats.n_filling);
+	report_event(&h->job.report, "draining", o, text);
 }
 
 static int finish(struct handler *h, const struct ferry_failure *f, int status)
@@ -313,17 +361,20 @@ static int finish(struct handler *h, const struct ferry_failure *f, int status)
 	return report_failed(&h->job.report, f, status, o, text);
 }
 
-/* The user wants an end. */
+/* The end: all that were to be filled are, or the user does not wait. */
 static int stopped(struct handler *h)
 {
+	struct ferry_handler_event e;
 	struct ferry_failure f = {0};
 
+	while (!ferry_handler_wait(h->handler, 0, -1, &e) && e.type != FERRY_HANDLER_NOTHING)
+		tell(h, &e);
 	look(h);
 	if (!h->stats.n_filling)
 		return finish(h, NULL, EXIT_DONE);
 	ferry_fail(&f, FERRY_LOST, -ECANCELED,
 		   "stopped while %u VM%s not complete: %s where %s missing pages, and can't be "
-		   "served again; let VMs become complete before stopping",
+		   "served again; a single signal lets VMs become complete first",
 		   h->stats.n_filling, h->stats.n_filling == 1 ? " is" : "s are",
 		   h->stats.n_filling == 1 ? "it waits" : "they wait",
 		   h->stats.n_filling == 1 ? "it touches" : "they touch");
@@ -337,7 +388,7 @@ static int serve(struct handler *h)
 	for (;;) {
 		struct ferry_handler_event e;
 		struct ferry_failure f = {0};
-		int rc = ferry_handler_wait(h->handler, LOOK_MS, h->job.stop_fd, &e);
+		int rc = ferry_handler_wait(h->handler, LOOK_MS, h->begin->end_fd, &e);
 
 		if (rc == -ECANCELED)
 			return stopped(h);
@@ -346,7 +397,9 @@ static int serve(struct handler *h)
 			return finish(h, &f, EXIT_WAITS);
 		}
 		tell(h, &e);
-		if (ferry_now_ns() - look_ns >= LOOK_MS * (uint64_t)FERRY_NS_PER_MS) {
+		look_for_drain(h);
+		/* The last thing that the keeper did may have been to give us a VM. */
+		if (h->alone || ferry_now_ns() - look_ns >= LOOK_MS * (uint64_t)FERRY_NS_PER_MS) {
 			look(h);
 			tell_source(h);
 			look_ns = ferry_now_ns();
@@ -357,6 +410,8 @@ static int serve(struct handler *h)
 				   "wait until another process has them");
 			return finish(h, &f, EXIT_WAITS);
 		}
+		if (h->alone && h->drains && !h->stats.n_vms)
+			return stopped(h);
 		if (h->alone && !h->stats.n_vms) {
 			ferry_fail(&f, FERRY_LINK, -EPIPE,
 				   "the VMs that were here are done, and no others can come; start "
@@ -375,8 +430,12 @@ static int open_set(struct handler *h, uint64_t bytes, struct ferry_failure *f)
 	size_t len;
 	int rc;
 
-	if (o->record)
-		return ferry_record_open(&h->record, o->record, bytes, f);
+	if (o->record) {
+		rc = ferry_record_open(&h->record, o->record, bytes, f);
+		if (rc < 0)
+			ferry_fail_prefix(f, "--record");
+		return rc;
+	}
 	if (!o->replay)
 		return 0;
 	rc = ferry_record_read(o->replay, &text, &len, f);
@@ -431,7 +490,8 @@ static int start(struct handler *h, const struct ferry_worker_start *begin, stru
 		rc = job_secure(&h->job, o, false, f);
 	if (rc < 0)
 		return rc;
-	image.stop_fd = h->job.stop_fd;
+	h->job.report.stop_fd = begin->end_fd;
+	image.stop_fd = begin->drain_fd;
 	image.tls = h->job.tls;
 	/* To look at another user's process, which its connection names. */
 	if (o->from.addr.is_unix)
@@ -470,7 +530,7 @@ static void tell_restart(struct handler *h, const struct ferry_worker_start *beg
 
 static int work(void *setup, const struct ferry_worker_start *begin)
 {
-	struct handler h = {.setup = setup, .is_patient = begin->is_awaited};
+	struct handler h = {.setup = setup, .begin = begin, .is_patient = begin->is_awaited};
 	struct ferry_failure f = {0};
 	int status;
 
@@ -527,7 +587,7 @@ static int handed_over(void)
 	return fd;
 }
 
-static int listen_for(struct setup *s, uid_t uid, struct ferry_failure *f)
+static int listen_for(struct setup *s, struct ferry_keeper_config *config, struct ferry_failure *f)
 {
 	_cleanup_close_ int fd = -1;
 
@@ -543,11 +603,14 @@ static int listen_for(struct setup *s, uid_t uid, struct ferry_failure *f)
 	fd = ferry_net_listen(&s->address, f);
 	if (fd < 0)
 		return fd;
-	s->is_own = true;
-	if (s->o->user && chown(s->o->socket, uid, (gid_t)-1) < 0)
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno,
-					"giving the socket to user %u; run as root",
-					(unsigned int)uid);
+	config->path = s->o->socket;
+	if (s->o->user && chown(s->o->socket, config->uid, (gid_t)-1) < 0) {
+		ferry_fail_errno(f, FERRY_REFUSE, -errno,
+				 "giving the socket to user %u; run as root",
+				 (unsigned int)config->uid);
+		unlink(s->o->socket);
+		return f->err;
+	}
 	return TAKE_FD(fd);
 }
 
@@ -600,7 +663,7 @@ static int keep(struct setup *s, struct ferry_failure *f)
 	if (rc < 0)
 		return rc;
 	raise_fds(s->max_vms);
-	config.listen_fd = listen_for(s, config.uid, f);
+	config.listen_fd = listen_for(s, &config, f);
 	if (config.listen_fd < 0)
 		return config.listen_fd;
 	/* A worker opens its control socket again, wherever it may be. */
@@ -609,10 +672,7 @@ static int keep(struct setup *s, struct ferry_failure *f)
 		ferry_close(config.listen_fd);
 		return rc;
 	}
-	rc = ferry_keeper_run(&config, f);
-	if (s->is_own)
-		unlink(s->o->socket);
-	return rc;
+	return ferry_keeper_run(&config, f);
 }
 
 static int run(const struct options *o)
@@ -642,7 +702,8 @@ const struct command cmd_handler = {
 	.notes = "A drop-in userfaultfd handler for Firecracker's mem_backend of type Uffd. Each "
 		 "VM\n"
 		 "is left as soon as it has everything. When the working process dies another one\n"
-		 "takes over, and the VMs go on.\n",
+		 "takes over, and the VMs go on. SIGTERM or SIGINT: no other VM is taken, and it\n"
+		 "ends once those that are here have everything; again: it ends at once.\n",
 	.options = handler_options,
 	.check = check,
 	.run = run,

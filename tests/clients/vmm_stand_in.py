@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Firecracker's side of mem_backend "Uffd", by system calls alone: maps guest memory, makes a userfaultfd with only
 MISSING and EVENT_REMOVE, registers, connects, sends the one message, and then runs a "guest" told by lines on standard
-input. One line is answered by one. It checks all it reads against the snapshot file.
+input. One line is answered by one. It checks all it reads against the snapshot file, and what it has written since.
 
     vmm_stand_in.py SOCKET SNAPSHOT SIZE[,SIZE...] [key=value ...]
 
@@ -13,6 +13,7 @@ fds=3               more descriptors than the userfaultfd
 unregistered=1      no memory is registered
 wrong=1             an address where nothing is
 late=1              the message comes in two parts, the descriptor with the second
+late=told           the same; it says {"late": PID} after the first, and waits for a line before the second
 first=1             touches a page at once, and tells how long it took from before the message to the end of that
 """
 import ctypes
@@ -32,6 +33,7 @@ HUGE = 2 << 20
 SYS_USERFAULTFD = 323
 UFFD_API = 0xAA
 UFFD_FEATURE_EVENT_REMOVE = 1 << 3
+USERFAULTFD_IOC_NEW = 0xAA00
 UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
 UFFDIO_REGISTER_MODE_MISSING = 1
@@ -77,6 +79,7 @@ class Vmm:
             offset += size
         self.pages = [(r, i) for r in self.regions for i in range(r.size // self.page)]
         self.discarded = set()
+        self.written = {}  # (offset of the region, page) -> what is in it
         self.zero_page = ctypes.create_string_buffer(self.page)
         self.zeroes = ctypes.addressof(self.zero_page)
         self.random = random.Random(int(options.get("seed", 1)))
@@ -84,8 +87,20 @@ class Vmm:
         self.connect(path, options)
         self.first_ms = self.first_touch() if options.get("first") else None
 
+    def new_uffd(self):
+        """From the device; the system call is for kernels that have none, and not for who may not open it."""
+        flags = os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return check(libc.syscall(SYS_USERFAULTFD, flags), "userfaultfd")
+        try:
+            return check(libc.ioctl(device, ctypes.c_ulong(USERFAULTFD_IOC_NEW), ctypes.c_long(flags)), "/dev/userfaultfd")
+        finally:
+            os.close(device)
+
     def open_uffd(self, options):
-        fd = check(libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK), "userfaultfd")
+        fd = self.new_uffd()
         ioctl(fd, UFFDIO_API, struct.pack("QQQ", UFFD_API, UFFD_FEATURE_EVENT_REMOVE, 0))
         for r in [] if options.get("unregistered") else self.regions:
             ioctl(fd, UFFDIO_REGISTER, struct.pack("QQQQ", r.base, r.size, UFFDIO_REGISTER_MODE_MISSING, 0))
@@ -110,15 +125,32 @@ class Vmm:
         self.sent_at = time.perf_counter()
         if options.get("late"):
             self.socket.sendall(text[:20])
-            time.sleep(0.05)
+            if options["late"] == "told":
+                print(json.dumps({"late": os.getpid()}), flush=True)
+                sys.stdin.readline()
+            else:
+                time.sleep(0.05)
             text = text[20:]
         socket.send_fds(self.socket, [text], fds)
 
     def is_good(self, r, i, n_bytes=None):
         """Reads a page. A function of the C library does it, without Python's lock, as it may wait."""
-        zero = (r.offset, i) in self.discarded
-        expected = self.zeroes if zero else self.snapshot + r.offset + i * self.page
-        return not libc.memcmp(r.base + i * self.page, expected, n_bytes or self.page)
+        return not libc.memcmp(r.base + i * self.page, self.expected(r, i), n_bytes or self.page)
+
+    def expected(self, r, i):
+        """Where there are the bytes that a page must have."""
+        if (r.offset, i) in self.written:
+            return ctypes.addressof(self.written[r.offset, i])
+        return self.zeroes if (r.offset, i) in self.discarded else self.snapshot + r.offset + i * self.page
+
+    def write(self, r, i, rnd):
+        """Writes to a part of a page: the rest of it must stay."""
+        if (r.offset, i) not in self.written:
+            self.written[r.offset, i] = (ctypes.c_char * self.page).from_buffer_copy(
+                ctypes.string_at(self.expected(r, i), self.page))
+        first, value = rnd.randrange(self.page - 64), rnd.randrange(1, 256)
+        ctypes.memset(ctypes.addressof(self.written[r.offset, i]) + first, value, 64)
+        ctypes.memset(r.base + i * self.page + first, value, 64)
 
     def first_touch(self):
         """Reads a page; returns the milliseconds from before the message was sent until the page was there."""
@@ -145,16 +177,30 @@ class Vmm:
         waits.sort()
         return {"bad": len(bad), "p50": waits[len(waits) // 2], "p99": waits[len(waits) * 99 // 100]}
 
+    def each(self, first, n):
+        """Reads every second page from this one on, n of them, each in a thread of its own."""
+        pages, bad = self.pages[first : first + 2 * n : 2], []
+
+        def run(page):
+            if not self.is_good(*page):
+                bad.append(page[1])
+
+        run_all(run, pages)
+        return {"bad": len(bad)}
+
     def verify(self):
         return {"bad": sum(not self.is_good(r, i) for r, i in self.pages)}
 
     def discard(self, r, first, n):
-        self.discarded.update((r.offset, i) for i in range(first, first + n))
+        for i in range(first, first + n):
+            self.discarded.add((r.offset, i))
+            self.written.pop((r.offset, i), None)
         check(libc.madvise(r.base + first * self.page, n * self.page, MADV_DONTNEED), "madvise")
 
     def storm(self, n, threads):
-        """A balloon that inflates here and there, in several threads, each in pages of its own: what it took
-        must read as zeros at once, and its neighbours as what they are."""
+        """A balloon that inflates here and there, and a guest that writes to what it has taken and to what it has not, in
+        several threads, each in pages of its own: what was taken must read as zeros at once, and its neighbours as what
+        they are. The pages that are not looked at here are 'verify's."""
         bad = []
         run_pages = 16 if self.page == PAGE else 1
 
@@ -171,11 +217,14 @@ class Vmm:
                 if rnd.random() < 0.5:
                     self.discard(r, first, run_pages)
                 i = first + rnd.randrange(run_pages)
+                if rnd.random() < 0.5:
+                    self.write(r, i, rnd)
+                    i = first + rnd.randrange(run_pages)
                 if not self.is_good(r, i):
                     bad.append((r.offset, i))
 
         run_all(run, range(threads))
-        return {"bad": len(bad), "discarded": len(self.discarded)}
+        return {"bad": len(bad), "discarded": len(self.discarded), "written": len(self.written)}
 
     def drop(self, percent):
         """Discards so much of each region in one piece, from its start."""

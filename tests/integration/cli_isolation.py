@@ -243,7 +243,8 @@ def a_handler_takes_a_look_at_who_connects(folder):
                 h.event("restarted")
                 vm.good("touch", 10)
                 check_threads(h.worker(), mask("sys_ptrace", "dac_read_search"))
-                assert h.stop()[0] == 3, "it was not complete"
+                vm.good("verify")
+                assert h.stop()[0] == 0
 
 
 def memory_stays_out_of_core_dumps_and_reach(folder):

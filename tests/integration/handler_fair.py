@@ -1,13 +1,18 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""VMs of one 'pageferry handler' share what gives them pages. Counted, at a source that answers when it is told to.
+"""VMs of one 'pageferry handler' share what gives them pages. Counted, at a source that answers when it is told to; and of
+a file, in the order in which pages are looked for in it.
 
-    handler_fair.py PAGEFERRY PROTO
+    handler_fair.py PAGEFERRY PROTO ORDER_OF_READS
 """
+import mmap
+import os
+import random
+import struct
 import sys
 from contextlib import contextmanager
 
-from cli_support import LIMIT_S, main, need_root, wait_for
+from cli_support import LIMIT_S, main, need_root, preloaded, wait_for
 from handler_support import MIB, Handler, Vmm, snapshot
 
 import ferry_client  # noqa: E402  from ../clients, which handler_support has put on the path
@@ -17,6 +22,8 @@ HALF = 16 * MIB
 SECOND = HALF // 4096  # first page of the other VM's half
 # Of one VM, what may be outstanding at the source: 128 KiB, and a run that was begun below that.
 WINDOW = 32 + 16
+# Of one VM, what is answered from a file before others have their turn: 64 KiB.
+TURN = 16
 
 
 @contextmanager
@@ -29,7 +36,8 @@ def two_vms(folder):
             a.connected()
             b.connected()
             yield h, source, a, b
-        source.close()
+        h.stop()
+    source.close()
 
 
 def of(pages, second):
@@ -70,6 +78,87 @@ def vms_get_the_same_share(folder):
         assert share > 0.35, f"the VM with fewer threads was given {share:.0%}"
 
 
+class Order:
+    """What order_of_reads.c writes down. It is held until it is told to go on."""
+
+    def __init__(self, folder):
+        self.path = os.path.join(folder, "order")
+        with open(self.path, "w+b") as f:
+            f.truncate(8 + 8 * 4096)
+            self.memory = mmap.mmap(f.fileno(), 0)
+        self.hold(True)
+
+    def hold(self, held):
+        self.memory[:4] = struct.pack("I", held)
+
+    def pages(self):
+        n = struct.unpack_from("I", self.memory, 4)[0]
+        assert n <= 4096, n
+        return [offset // 4096 for offset in struct.unpack_from(f"{n}Q", self.memory, 8)]
+
+
+def in_order(folder, n_greedy, n_other):
+    """Two clones wait for so many pages of a file, the greedy one first. Returns for each page that is given, whether it
+    is the other one's."""
+    path, order = os.path.join(folder, "full.mem"), Order(folder)
+    with open(path, "wb") as f:
+        f.write(random.Random(1).randbytes(HALF))
+    # Nothing is pushed for 10 s then.
+    sets = ("--record", os.path.join(folder, "fair.set"), "--max-rate", "4K")
+    with preloaded(os.path.abspath(sys.argv[3]), ORDER_OF_READS=order.path):
+        h = Handler(folder, "--file", path, *sets)
+    with h, Vmm(h, path, HALF) as greedy, Vmm(h, path, HALF) as other:
+        greedy.connected()
+        other.connected()
+        h.events("vm-filling", "vm-filling")
+        half = HALF // 4096 // 2
+
+        def wait(n):
+            def all_do():
+                s = h.status()
+                return s.get("faults_in_flight", 0) >= n - s.get("pages_pushed", 0)
+
+            wait_for("all threads wait", all_do)
+
+        greedy.send("each", 0, n_greedy)
+        wait(n_greedy)
+        other.send("each", half, n_other)
+        wait(n_greedy + n_other)
+        order.hold(False)
+        for vm in (greedy, other):
+            assert vm.answer()["bad"] == 0
+        pages = list(dict.fromkeys(order.pages()))  # by the first look at each
+        assert len(pages) > n_greedy + n_other - 10, len(pages)
+        for vm in (greedy, other):
+            vm.kill()
+        h.stop()
+    return [page >= half for page in pages]
+
+
+def greedy_vm_does_not_keep_another_from_a_file(folder):
+    need_root()
+    order = in_order(folder, 300, 1)
+    # A turn that had begun, and two while the other's request is read.
+    assert order.index(True) <= 3 * TURN, f"{order.index(True)} of the greedy VM's pages come first"
+
+
+def clones_take_turns_at_a_file(folder):
+    need_root()
+    order = in_order(folder, 300, 150)
+    for n in range(3 * TURN, 301, 10):
+        share = sum(order[:n])
+        assert share >= n // 2 - 3 * TURN, f"of the first {n} pages the VM that came later was given {share}"
+
+
 if __name__ == "__main__":
     ferry_client.load_proto(sys.argv[2])
-    sys.exit(main([greedy_vm_stands_before_another_with_a_few_pages, vms_get_the_same_share]))
+    sys.exit(
+        main(
+            [
+                greedy_vm_stands_before_another_with_a_few_pages,
+                vms_get_the_same_share,
+                greedy_vm_does_not_keep_another_from_a_file,
+                clones_take_turns_at_a_file,
+            ]
+        )
+    )

@@ -108,6 +108,8 @@ def a_source_that_waits_itself_is_not_silent(folder):
             while source.waiting:
                 source.answer()
         assert vm.answer()["bad"] == 0
+        vm.kill()
+        h.event("vm-gone")
         err = h.stop()[2]
         assert "nothing heard" not in err, err
     source.close()
