@@ -221,13 +221,13 @@ enum ferry_look_back {
 	FERRY_LOOK_UNDO,   /* the same, and if the guest stands still it is resumed before */
 	FERRY_LOOK_LATER,  /* one of these, but not now: the record is kept for the next one */
 	FERRY_LOOK_GO_ON,  /* the guest was given away: ORPHAN_COMMITTED, if that is asked for */
-	FERRY_LOOK_LEAVE,  /* it was, and its memory can't be served: ORPHAN_LEFT, the record is kept */
+	FERRY_LOOK_LEAVE,  /* it was, and can't be served: ORPHAN_LEFT, the record is kept */
 };
 
 /* What the source's record asks for. @phase: enum ferry_journal_phase; 0: there is none. */
 enum ferry_look_back ferry_switch_look_back(uint32_t phase, enum ferry_vmm_look vmm);
 
-/* What the target's record amounts to, if it is asked to go on: ORPHAN_*; NOTHING: to begin anew. */
+/* What the target's record amounts to, to go on: ORPHAN_*; NOTHING: to begin anew. */
 enum ferry_switch_event ferry_switch_orphan(uint32_t phase);
 
 /* May the guest run on this side? Never true on both sides at once. */

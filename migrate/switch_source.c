@@ -519,8 +519,8 @@ enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
 		ferry_source_keep_untold(s);
 	/* Its loop writes to the record. */
 	ferry_source_stop_serving(s);
-	ferry_journal_close(&s->journal, outcome != FERRY_OUTCOME_WAITS && !s->abort_untold &&
-						 !s->record_stays);
+	ferry_journal_close(&s->journal,
+			    outcome != FERRY_OUTCOME_WAITS && !s->abort_untold && !s->record_stays);
 	fini(s);
 	return outcome;
 }

@@ -39,7 +39,7 @@ struct ferry_switch_source {
 	struct ferry_journal journal;
 	struct ferry_journal_entry entry;
 	bool took_over; /* from one that was killed after the commit */
-	bool record_stays; /* what one before us left could not be put right: the next one looks again */
+	bool record_stays; /* what one before us left is not put right: the next one looks again */
 
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	struct ferry_server *server;			 /* owned */

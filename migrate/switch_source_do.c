@@ -232,7 +232,7 @@ static int run_on(struct ferry_switch_source *s, bool runs)
 	ferry_qemu_setup_put_back(s->qmp, s->entry.settings, s->config->log);
 	if (!has_begun)
 		return 0;
-	/* The target may have loaded the guest since, and wait for a word: a newer one than any before. */
+	/* The target may have loaded the guest since, and wait for a word, newer than any before. */
 	s->entry.takeovers++;
 	rc = ferry_journal_update(&s->journal, &s->entry, &s->why);
 	if (!rc)
@@ -585,8 +585,8 @@ static enum ferry_switch_event record(struct ferry_switch_source *s)
 
 	if (phase == FERRY_JOURNAL_BEGUN)
 		s->entry.stop_ns = ferry_now_ns();
-	else if (steering && !atomic_compare_exchange_strong(&steering->fate, &fate,
-							     FERRY_FATE_COMMITTED)) {
+	else if (steering &&
+		 !atomic_compare_exchange_strong(&steering->fate, &fate, FERRY_FATE_COMMITTED)) {
 		ferry_fail(&s->why, FERRY_REFUSE, -ECANCELED, "cancelled by the user");
 		return FERRY_EV_USER_STOP;
 	}
