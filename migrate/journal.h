@@ -18,18 +18,8 @@
 #include "base/keep.h"
 #include "migrate/qemu.h"
 #include "migrate/qemu_setup.h"
+#include "migrate/switch_core.h"
 #include "protocol/message.h"
-
-enum ferry_journal_phase {
-	FERRY_JOURNAL_SETTINGS = 1, /* source: QEMU's settings may be changed; the guest is as it was */
-	FERRY_JOURNAL_BEGUN,	 /* target: the RAM is registered; source: the guest is stopped */
-	FERRY_JOURNAL_LOADING,	 /* target: QEMU was told to load the device state */
-	FERRY_JOURNAL_LOADED,	 /* target: it has */
-	FERRY_JOURNAL_COMMITTED, /* source: Commit may have been said; target: it was read */
-	FERRY_JOURNAL_RUNS,	 /* target: the guest was started */
-	FERRY_JOURNAL_UNDONE,	 /* source: the guest runs here, and the target was not told so */
-	FERRY_JOURNAL_COMPLETE,	 /* source: the target has everything, and may have ended */
-};
 
 struct ferry_journal_region {
 	struct ferry_region_desc desc;

@@ -63,7 +63,9 @@ static const struct ferry_state_def source_states[FERRY_SRC_N_STATES] = {
 	[FERRY_SRC_STOPPING] = {"stopping", "the VMM begins its device state, and stops the guest", TO(SENDING) | FAIL},
 	[FERRY_SRC_SENDING] = {"sending", "the guest stands still; its device state is on its way",
 			       TO(LOADING) | FAIL},
-	[FERRY_SRC_LOADING] = {"loading", "all is sent; Loaded is awaited", TO(COMMITTED) | FAIL},
+	[FERRY_SRC_LOADING] = {"loading", "all is sent; Loaded is awaited", TO(COMMITTING) | FAIL},
+	[FERRY_SRC_COMMITTING] = {"committing", "that the guest is given away is being recorded",
+				  TO(COMMITTED) | FAIL},
 	[FERRY_SRC_COMMITTED] = {"committed", "Commit is said and not yet confirmed",
 				 TO(COMMITTED) | TO(PUSHING) | TO(DONE) | TO(WAITS) | TO(LOST)},
 	[FERRY_SRC_PUSHING] = {"pushing", "the guest runs on the target and gets its pages",
@@ -142,10 +144,11 @@ static const struct rule source_rules[] = {
 	RULE(CHECKING, ORPHAN_COMMITTED, COMMITTED, DO(DIAL_PAGES), DO(REDIAL)),
 	RULE(CHECKING, ORPHAN_LEFT, WAITS, 0),
 	RULE(PREPARING, PREPARED, CONNECTING, DO(DIAL_PAGES)),
-	RULE(CONNECTING, PAGES_OPEN, STOPPING, DO(START_STATE)),
+	RULE(CONNECTING, PAGES_OPEN, STOPPING, DO(RECORD), DO(START_STATE)),
 	RULE(STOPPING, GUEST_STOPPED, SENDING, DO(SEND_STOPPED), DO(SERVE_PAGES)),
 	RULE(SENDING, STATE_SENT, LOADING, DO(SEND_STATE_END)),
-	RULE(LOADING, LOADED, COMMITTED, DO(SEND_COMMIT)),
+	RULE(LOADING, LOADED, COMMITTING, DO(RECORD)),
+	RULE(COMMITTING, RECORDED, COMMITTED, DO(SEND_COMMIT)),
 
 	RULE(COMMITTED, RUNNING, PUSHING, 0),
 	RULE(COMMITTED, LINK_LOST, COMMITTED, DO(REDIAL)),
@@ -189,25 +192,27 @@ static const struct rule target_rules[] = {
 	RULE(AWAITING, LINK_UP, AWAITING, 0),
 	/* Whoever it was, it left before it wanted anything. */
 	RULE(AWAITING, LINK_LOST, AWAITING, DO(FREE_SEAT)),
+	/* Or it is a source that was started again, and means one before us. */
+	RULE(AWAITING, ABORT, AWAITING, 0),
 	RULE(AWAITING, PREPARE, ATTACHING, DO(ATTACH)),
-	RULE(ATTACHING, ATTACHED, PREPARED, DO(SEND_PREPARED)),
+	RULE(ATTACHING, ATTACHED, PREPARED, DO(RECORD), DO(SEND_PREPARED)),
 	RULE(PREPARED, LINK_UP, PREPARED, 0),
-	RULE(PREPARED, STATE, STARTING, DO(START_LOAD)),
-	RULE(PREPARED, STOPPED, LOADING, DO(START_LOAD)),
+	RULE(PREPARED, STATE, STARTING, DO(RECORD), DO(START_LOAD)),
+	RULE(PREPARED, STOPPED, LOADING, DO(RECORD), DO(START_LOAD)),
 	RULE(STARTING, LINK_UP, STARTING, 0),
 	RULE(STARTING, STOPPED, LOADING, 0),
 	RULE(LOADING, LINK_UP, LOADING, 0),
 	RULE(LOADING, STATE_END, FINISHING, 0),
 	RULE(FINISHING, LINK_UP, FINISHING, 0),
-	RULE(FINISHING, VMM_LOADED, LOADED, DO(SEND_LOADED)),
+	RULE(FINISHING, VMM_LOADED, LOADED, DO(RECORD), DO(SEND_LOADED)),
 
 	RULE(LOADED, LINK_LOST, LOADED, 0),
 	RULE(LOADED, LINK_UP, LOADED, 0),
-	RULE(LOADED, COMMIT, RUNNING, DO(RUN_GUEST)),
+	RULE(LOADED, COMMIT, RUNNING, DO(RECORD), DO(RUN_GUEST)),
 	RULE(LOADED, USER_STOP, WAITS, 0),
 	RULE(LOADED, FAILED, WAITS, 0),
 
-	RULE(RUNNING, GUEST_RUNS, PUSHING, DO(SEND_RUNNING), DO(PUSH)),
+	RULE(RUNNING, GUEST_RUNS, PUSHING, DO(RECORD), DO(SEND_RUNNING), DO(PUSH)),
 	RULE(RUNNING, RUN_REFUSED, HELD, DO(PUSH)),
 	RULE(RUNNING, LINK_LOST, RUNNING, 0),
 	RULE(RUNNING, LINK_UP, RUNNING, 0),
@@ -245,6 +250,7 @@ static const uint8_t source_stages[FERRY_SRC_N_STATES] = {
 	[FERRY_SRC_STOPPING] = FERRY_STAGE_STOP,
 	[FERRY_SRC_SENDING] = FERRY_STAGE_DEVICE_STATE,
 	[FERRY_SRC_LOADING] = FERRY_STAGE_DEVICE_STATE,
+	[FERRY_SRC_COMMITTING] = FERRY_STAGE_DEVICE_STATE,
 	[FERRY_SRC_COMMITTED] = FERRY_STAGE_CONFIRM,
 	[FERRY_SRC_PUSHING] = FERRY_STAGE_PUSH,
 	[FERRY_SRC_DONE] = FERRY_STAGE_RELEASE,
@@ -264,6 +270,58 @@ static const uint8_t target_stages[FERRY_TGT_N_STATES] = {
 	[FERRY_TGT_HELD] = FERRY_STAGE_PUSH,
 	[FERRY_TGT_DONE] = FERRY_STAGE_RELEASE,
 };
+
+/* --- what outlives us ------------------------------------------------------------------------ */
+
+static const uint8_t source_phases[FERRY_SRC_N_STATES] = {
+	[FERRY_SRC_STOPPING] = FERRY_JOURNAL_BEGUN,
+	[FERRY_SRC_COMMITTING] = FERRY_JOURNAL_COMMITTED,
+};
+
+static const uint8_t target_phases[FERRY_TGT_N_STATES] = {
+	[FERRY_TGT_PREPARED] = FERRY_JOURNAL_BEGUN,    [FERRY_TGT_STARTING] = FERRY_JOURNAL_LOADING,
+	[FERRY_TGT_LOADING] = FERRY_JOURNAL_LOADING,   [FERRY_TGT_LOADED] = FERRY_JOURNAL_LOADED,
+	[FERRY_TGT_RUNNING] = FERRY_JOURNAL_COMMITTED, [FERRY_TGT_PUSHING] = FERRY_JOURNAL_RUNS,
+};
+
+enum ferry_journal_phase ferry_switch_phase(const struct ferry_switch *s)
+{
+	const uint8_t *phases = s->side == FERRY_SIDE_SOURCE ? source_phases : target_phases;
+
+	return (enum ferry_journal_phase)phases[s->machine.state];
+}
+
+enum ferry_look_back ferry_switch_look_back(uint32_t phase, enum ferry_vmm_look vmm)
+{
+	switch (phase) {
+	case FERRY_JOURNAL_COMMITTED:
+		return vmm == FERRY_VMM_GAVE ? FERRY_LOOK_GO_ON : FERRY_LOOK_LEAVE;
+	case FERRY_JOURNAL_COMPLETE:
+		/* Nothing of it is needed any more. */
+		return vmm == FERRY_VMM_RUNS ? FERRY_LOOK_LEAVE : FERRY_LOOK_GO_ON;
+	default:
+		break;
+	}
+	if (!phase || vmm == FERRY_VMM_ENDED)
+		return FERRY_LOOK_BEGIN;
+	if (vmm == FERRY_VMM_UNHEARD)
+		return FERRY_LOOK_LATER;
+	return phase == FERRY_JOURNAL_UNDONE ? FERRY_LOOK_TELL : FERRY_LOOK_UNDO;
+}
+
+enum ferry_switch_event ferry_switch_orphan(uint32_t phase)
+{
+	switch (phase) {
+	case FERRY_JOURNAL_LOADED:
+		return FERRY_EV_ORPHAN_LOADED;
+	case FERRY_JOURNAL_COMMITTED:
+		return FERRY_EV_ORPHAN_COMMITTED;
+	case FERRY_JOURNAL_RUNS:
+		return FERRY_EV_ORPHAN_RUNS;
+	default:
+		return FERRY_EV_NOTHING;
+	}
+}
 
 /* --- stepping ------------------------------------------------------------------------------- */
 
@@ -404,6 +462,7 @@ const char *ferry_switch_event_name(enum ferry_switch_event event)
 		[EV(ATTACHED)] = "attached",
 		[EV(PAGES_OPEN)] = "page connections open",
 		[EV(GUEST_STOPPED)] = "guest stopped",
+		[EV(RECORDED)] = "recorded",
 		[EV(STATE_SENT)] = "device state sent",
 		[EV(VMM_LOADED)] = "VMM loaded",
 		[EV(GUEST_RUNS)] = "guest runs",

@@ -16,7 +16,8 @@
  *   SENDING -------------- Stopped ------------>  LOADING
  *      |     ------------- DeviceState ------->      |
  *   LOADING -------------- DeviceStateEnd ----->  FINISHING
- *      |     <------------ Loaded --------------  LOADED
+ *   COMMITTING <---------- Loaded --------------  LOADED
+ *      | the record is made                          |
  *  ====|===================================================== until here a failure is undone
  *   COMMITTED ------------ Commit ------------->  RUNNING ---> HELD (it could not be started)
  *   PUSHING <------------- Running -------------  PUSHING
@@ -27,6 +28,10 @@
  * sent; the target owns it once it enters RUNNING, which it does only on reading Commit. A source
  * in COMMITTED whose link breaks dials again and says Commit again; a target in LOADED waits for
  * that, and never gives up by itself: it can't know whether the source has committed.
+ *
+ * Either side may be killed between any two actions. RECORD is the action that makes what the next
+ * one goes by (journal.h), so its place in a rule is what a restart finds; what that then does is
+ * decided here as well.
  */
 #ifndef FERRY_MIGRATE_SWITCH_CORE_H
 #define FERRY_MIGRATE_SWITCH_CORE_H
@@ -45,6 +50,7 @@ enum ferry_switch_source_state {
 	FERRY_SRC_STOPPING,
 	FERRY_SRC_SENDING,
 	FERRY_SRC_LOADING,
+	FERRY_SRC_COMMITTING,
 	FERRY_SRC_COMMITTED,
 	FERRY_SRC_PUSHING,
 	FERRY_SRC_UNDOING,
@@ -78,6 +84,18 @@ enum ferry_switch_target_state {
 extern const struct ferry_machine_def ferry_switch_source_machine;
 extern const struct ferry_machine_def ferry_switch_target_machine;
 
+/* How far a side came, as its record says: see journal.h. */
+enum ferry_journal_phase {
+	FERRY_JOURNAL_SETTINGS = 1, /* source: QEMU's settings may be changed; the guest is as it was */
+	FERRY_JOURNAL_BEGUN,	 /* target: the RAM is registered; source: the guest is stopped */
+	FERRY_JOURNAL_LOADING,	 /* target: QEMU was told to load the device state */
+	FERRY_JOURNAL_LOADED,	 /* target: it has */
+	FERRY_JOURNAL_COMMITTED, /* source: Commit may have been said; target: it was read */
+	FERRY_JOURNAL_RUNS,	 /* target: the guest was started */
+	FERRY_JOURNAL_UNDONE,	 /* source: the guest runs here, and the target was not told so */
+	FERRY_JOURNAL_COMPLETE,	 /* source: the target has everything, and may have ended */
+};
+
 enum ferry_switch_event {
 	FERRY_EV_NOTHING,
 	/* here */
@@ -90,6 +108,7 @@ enum ferry_switch_event {
 	FERRY_EV_ATTACHED,	   /* target: the RAM is registered */
 	FERRY_EV_PAGES_OPEN,	   /* source: the page connections are there */
 	FERRY_EV_GUEST_STOPPED,
+	FERRY_EV_RECORDED,   /* source: that the guest is given away */
 	FERRY_EV_STATE_SENT, /* source: all of the device state, and the VMM says it is complete */
 	FERRY_EV_VMM_LOADED, /* target: the VMM has read the device state */
 	FERRY_EV_GUEST_RUNS,
@@ -143,6 +162,7 @@ enum ferry_switch_action {
 	FERRY_DO_DROP_LOAD,
 	FERRY_DO_ABANDON,
 	/* both */
+	FERRY_DO_RECORD, /* write down ferry_switch_phase() */
 	FERRY_DO_TELL_ABORT,
 	FERRY_DO_TELL_LOST,
 	FERRY_DO_RESTORE_VMM,
@@ -182,6 +202,33 @@ void ferry_switch_init(struct ferry_switch *s, enum ferry_side side);
  */
 int ferry_switch_step(struct ferry_switch *s, enum ferry_switch_event event,
 		      struct ferry_switch_actions *out);
+
+/* What RECORD writes down in this state; 0 in those that have no record of their own. */
+enum ferry_journal_phase ferry_switch_phase(const struct ferry_switch *s);
+
+/* What the source's VMM does when one is started after another that was killed. */
+enum ferry_vmm_look {
+	FERRY_VMM_ENDED,   /* there is none, or another one */
+	FERRY_VMM_UNHEARD, /* it can't be asked */
+	FERRY_VMM_RUNS,
+	FERRY_VMM_STANDS,
+	FERRY_VMM_GAVE, /* it stands, has written its devices away, and has not run since */
+};
+
+enum ferry_look_back {
+	FERRY_LOOK_BEGIN,  /* there is nothing to be done before a new switchover begins */
+	FERRY_LOOK_TELL,   /* the target is told that the guest stayed here; then one may begin */
+	FERRY_LOOK_UNDO,   /* the same, and if the guest stands still it is resumed before */
+	FERRY_LOOK_LATER,  /* one of these, but not now: the record is kept for the next one */
+	FERRY_LOOK_GO_ON,  /* the guest was given away: ORPHAN_COMMITTED, if that is asked for */
+	FERRY_LOOK_LEAVE,  /* it was, and can't be served: ORPHAN_LEFT, the record is kept */
+};
+
+/* What the source's record asks for. @phase: enum ferry_journal_phase; 0: there is none. */
+enum ferry_look_back ferry_switch_look_back(uint32_t phase, enum ferry_vmm_look vmm);
+
+/* What the target's record amounts to, to go on: ORPHAN_*; NOTHING: to begin anew. */
+enum ferry_switch_event ferry_switch_orphan(uint32_t phase);
 
 /* May the guest run on this side? Never true on both sides at once. */
 bool ferry_switch_owns_guest(const struct ferry_switch *s);

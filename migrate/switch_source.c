@@ -30,7 +30,7 @@ static enum ferry_switch_event on_message(struct ferry_switch_source *s)
 	case FERRY_FRAME_PREPARED:
 		return FERRY_EV_PREPARED;
 	case FERRY_FRAME_LOADED:
-		return ferry_source_record_commit(s);
+		return FERRY_EV_LOADED;
 	case FERRY_FRAME_RUNNING:
 		return FERRY_EV_RUNNING;
 	case FERRY_FRAME_ABORT:
@@ -519,7 +519,8 @@ enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
 		ferry_source_keep_untold(s);
 	/* Its loop writes to the record. */
 	ferry_source_stop_serving(s);
-	ferry_journal_close(&s->journal, outcome != FERRY_OUTCOME_WAITS && !s->abort_untold);
+	ferry_journal_close(&s->journal,
+			    outcome != FERRY_OUTCOME_WAITS && !s->abort_untold && !s->record_stays);
 	fini(s);
 	return outcome;
 }

@@ -39,6 +39,7 @@ struct ferry_switch_source {
 	struct ferry_journal journal;
 	struct ferry_journal_entry entry;
 	bool took_over; /* from one that was killed after the commit */
+	bool record_stays; /* what one before us left is not put right: the next one looks again */
 
 	struct ferry_source *sources[FERRY_MAX_REGIONS]; /* owned */
 	struct ferry_server *server;			 /* owned */
@@ -70,9 +71,6 @@ enum ferry_switch_event ferry_source_perform(struct ferry_switch_source *s,
 
 /* QEMU has stopped the guest, for its device state. @at_ns: CLOCK_REALTIME; 0: now. */
 enum ferry_switch_event ferry_source_note_stop(struct ferry_switch_source *s, uint64_t at_ns);
-
-/* Loaded came: from the record that this makes on, the guest never runs here again. */
-enum ferry_switch_event ferry_source_record_commit(struct ferry_switch_source *s);
 
 /* The target waits for our word and could not be reached: the next one of us is to tell it. */
 void ferry_source_keep_untold(struct ferry_switch_source *s);

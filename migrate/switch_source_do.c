@@ -179,6 +179,43 @@ static void tell_untold(struct ferry_switch_source *s)
 	ferry_channel_close(&c);
 }
 
+/* The phase that one before us has left; 0 when there was none. */
+static uint32_t phase_found(const struct ferry_switch_source *s)
+{
+	return s->journal.found == FERRY_KEEP_FOUND ? s->entry.phase : 0;
+}
+
+static enum ferry_switch_event go_on(struct ferry_switch_source *s)
+{
+	if (ferry_journal_check_encrypted(&s->entry, s->config->tls, &s->why) < 0)
+		return FERRY_EV_ORPHAN_LEFT;
+	ferry_info(s->config->log, "going on with the switchover of a process that was killed");
+	s->took_over = true;
+	if (s->config->steering)
+		atomic_store(&s->config->steering->fate, FERRY_FATE_COMMITTED);
+	return FERRY_EV_ORPHAN_COMMITTED;
+}
+
+/* QEMU can't be asked, or does not do as it is told: what one before us has left stays as it is. */
+static enum ferry_switch_event look_later(struct ferry_switch_source *s, int rc)
+{
+	enum ferry_look_back look = ferry_switch_look_back(phase_found(s), FERRY_VMM_UNHEARD);
+	enum ferry_switch_event event = s->qmp ? vmm_failed(s, rc) : FERRY_EV_FAILED;
+	struct ferry_failure why = s->why;
+
+	if (look == FERRY_LOOK_GO_ON && s->config->recovery != FERRY_RECOVER_NOT)
+		return go_on(s);
+	if (look == FERRY_LOOK_LEAVE || look == FERRY_LOOK_GO_ON)
+		return FERRY_EV_ORPHAN_LEFT;
+	s->record_stays = look == FERRY_LOOK_LATER;
+	if (s->record_stays)
+		ferry_fail(&s->why, why.consequence, why.err,
+			   "%.300s; a process that was killed may have left the guest standing still, "
+			   "and QEMU's settings changed: run the same command again",
+			   why.text);
+	return event;
+}
+
 /* It was killed before it gave the guest away: all it can have left is one that stands still. */
 static int run_on(struct ferry_switch_source *s, bool runs)
 {
@@ -193,15 +230,43 @@ static int run_on(struct ferry_switch_source *s, bool runs)
 	if (rc < 0)
 		return rc;
 	ferry_qemu_setup_put_back(s->qmp, s->entry.settings, s->config->log);
-	/* The target may have loaded the guest since, and wait for a word. */
-	s->entry.takeovers++;
-	if (has_begun)
-		tell_untold(s);
-	if (s->config->recovery != FERRY_RECOVER_ONLY)
+	if (!has_begun)
 		return 0;
-	return ferry_fail(&s->why, FERRY_REFUSE, -ENOENT,
-			  "there is nothing to resume: the process that was killed had not given the "
-			  "guest away, and it runs on here; begin anew, without --resume");
+	/* The target may have loaded the guest since, and wait for a word, newer than any before. */
+	s->entry.takeovers++;
+	rc = ferry_journal_update(&s->journal, &s->entry, &s->why);
+	if (!rc)
+		tell_untold(s);
+	return rc;
+}
+
+static enum ferry_switch_event undo_left(struct ferry_switch_source *s, bool runs)
+{
+	int rc = run_on(s, runs);
+
+	if (rc < 0)
+		return look_later(s, rc);
+	if (s->config->recovery != FERRY_RECOVER_ONLY)
+		return FERRY_EV_NOTHING;
+	ferry_fail(&s->why, FERRY_REFUSE, -ENOENT,
+		   "there is nothing to resume: the process that was killed had not given the guest "
+		   "away, and it runs on here; begin anew, without --resume");
+	return FERRY_EV_FAILED;
+}
+
+/* The guest was given away, and its memory here is not what it was then. */
+static void tell_left(struct ferry_switch_source *s, const char *status)
+{
+	if (!strcmp(status, "running"))
+		ferry_fail(&s->why, FERRY_REFUSE, -EEXIST,
+			   "the guest was given away, and somebody has resumed it here all the same; "
+			   "stop it, or the one on the target, since both write to the same disks");
+	else if (s->config->recovery != FERRY_RECOVER_NOT)
+		ferry_fail(&s->why, FERRY_LOST, -ESTALE,
+			   "the guest was given away, and has been resumed here since ('%s'): its "
+			   "memory is no longer what the guest lacks at the target, and can't be "
+			   "served; " TELL_TARGET,
+			   status);
 }
 
 /*
@@ -211,71 +276,59 @@ static int run_on(struct ferry_switch_source *s, bool runs)
  */
 static enum ferry_switch_event look_back(struct ferry_switch_source *s)
 {
-	bool found = s->journal.found == FERRY_KEEP_FOUND, runs;
+	enum ferry_vmm_look vmm = FERRY_VMM_STANDS;
 	char status[FERRY_QMP_TEXT_MAX];
+	enum ferry_look_back look;
 	int rc;
 
-	if (!found && s->config->recovery == FERRY_RECOVER_ONLY) {
+	if (!phase_found(s) && s->config->recovery == FERRY_RECOVER_ONLY) {
 		nothing_to_resume(s);
 		return FERRY_EV_FAILED;
 	}
-	if (!found)
+	if (!phase_found(s))
 		return FERRY_EV_NOTHING;
 	rc = ferry_qemu_status(s->qmp, status, &s->why);
 	if (rc < 0)
-		return vmm_failed(s, rc);
-	runs = !strcmp(status, "running");
-	if (s->entry.phase == FERRY_JOURNAL_UNDONE) {
+		return look_later(s, rc);
+	if (!strcmp(status, "running"))
+		vmm = FERRY_VMM_RUNS;
+	else if (!strcmp(status, "postmigrate"))
+		vmm = FERRY_VMM_GAVE;
+	look = ferry_switch_look_back(s->entry.phase, vmm);
+	if (look == FERRY_LOOK_UNDO)
+		return undo_left(s, vmm == FERRY_VMM_RUNS);
+	if (look == FERRY_LOOK_TELL) {
 		tell_untold(s);
 		return s->config->recovery == FERRY_RECOVER_ONLY && nothing_to_resume(s)
 			       ? FERRY_EV_FAILED
 			       : FERRY_EV_NOTHING;
 	}
-	if (s->entry.phase < FERRY_JOURNAL_COMMITTED) {
-		rc = run_on(s, runs);
-		return rc < 0 ? vmm_failed(s, rc) : FERRY_EV_NOTHING;
-	}
-	if (runs) {
-		ferry_fail(&s->why, FERRY_REFUSE, -EEXIST,
-			   "the guest was given away, and somebody has resumed it here all the same; "
-			   "stop it, or the one on the target, since both write to the same disks");
-		return FERRY_EV_ORPHAN_LEFT;
-	}
-	if (s->config->recovery == FERRY_RECOVER_NOT) {
+	if (s->config->recovery == FERRY_RECOVER_NOT)
 		ferry_fail(&s->why, FERRY_REFUSE, -EEXIST,
 			   "a 'pageferry migrate' of this guest was killed after it had given the "
 			   "guest away");
+	if (look == FERRY_LOOK_LEAVE)
+		tell_left(s, status);
+	if (look == FERRY_LOOK_LEAVE || s->config->recovery == FERRY_RECOVER_NOT)
 		return FERRY_EV_ORPHAN_LEFT;
-	}
-	/* What QEMU is after it has given a guest away, and only then. */
-	if (strcmp(status, "postmigrate")) {
-		ferry_fail(&s->why, FERRY_LOST, -ESTALE,
-			   "the guest was given away, and has been resumed here since ('%s'): its "
-			   "memory is no longer what the guest lacks at the target, and can't be "
-			   "served; " TELL_TARGET,
-			   status);
-		return FERRY_EV_ORPHAN_LEFT;
-	}
-	if (ferry_journal_check_encrypted(&s->entry, s->config->tls, &s->why) < 0)
-		return FERRY_EV_ORPHAN_LEFT;
-	ferry_info(s->config->log, "going on with the switchover of a process that was killed");
-	s->took_over = true;
-	if (s->config->steering)
-		atomic_store(&s->config->steering->fate, FERRY_FATE_COMMITTED);
-	return FERRY_EV_ORPHAN_COMMITTED;
+	return go_on(s);
 }
 
-/* The one that the guest was in has ended, and with it all that the target lacks. */
-static bool memory_is_gone(struct ferry_switch_source *s)
+/* The QEMU that the guest was in has ended, and with it all that the target lacks. */
+static enum ferry_switch_event look_back_alone(struct ferry_switch_source *s)
 {
+	enum ferry_look_back look = ferry_switch_look_back(s->entry.phase, FERRY_VMM_ENDED);
+
 	if (s->journal.found != FERRY_KEEP_OTHER || s->config->recovery == FERRY_RECOVER_NOT ||
-	    s->entry.phase != FERRY_JOURNAL_COMMITTED)
-		return false;
+	    look == FERRY_LOOK_BEGIN)
+		return FERRY_EV_NOTHING;
+	if (look == FERRY_LOOK_GO_ON)
+		return go_on(s);
 	ferry_fail(&s->why, FERRY_LOST, -ESRCH,
 		   "QEMU, process %d, has ended, and with it the memory that the guest lacks at "
 		   "the target; " TELL_TARGET,
 		   (int)s->entry.head.pid);
-	return true;
+	return FERRY_EV_ORPHAN_LEFT;
 }
 
 /* As they were they are kept first: left as they are for us, they would spoil QEMU's own migration. */
@@ -327,10 +380,10 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 {
 	int rc = ferry_journal_open(&s->journal, s->config->state_dir, FERRY_SIDE_SOURCE,
 				    s->config->qmp_path, &s->entry, &s->why);
-	enum ferry_switch_event event;
+	enum ferry_switch_event event = rc < 0 ? FERRY_EV_NOTHING : look_back_alone(s);
 
-	if (!rc && memory_is_gone(s))
-		return FERRY_EV_ORPHAN_LEFT;
+	if (event)
+		return event;
 	if (rc == -ENOENT && s->config->recovery == FERRY_RECOVER_ONLY)
 		ferry_fail(&s->why, FERRY_REFUSE, rc,
 			   "%s: no such socket. If QEMU has ended, so has the memory that the "
@@ -339,7 +392,7 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 	if (!rc)
 		rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);
 	if (rc < 0)
-		return FERRY_EV_FAILED;
+		return look_later(s, rc);
 	ferry_watch_add(&s->watch, ferry_qmp_fd(s->qmp), FERRY_WATCH_VMM);
 	event = look_back(s);
 	if (event)
@@ -443,11 +496,6 @@ static enum ferry_switch_event start_state(struct ferry_switch_source *s)
 	if (rc < 0)
 		return vmm_failed(s, rc);
 	ferry_close(TAKE_FD(s->state_peer_fd));
-	s->entry.stop_ns = ferry_now_ns();
-	/* Without it, one after us could not know that the guest must be resumed, or must not. */
-	if (ferry_journal_begin(&s->journal, FERRY_JOURNAL_BEGUN, &s->qemu, &s->entry, &s->why) <
-	    0)
-		return FERRY_EV_FAILED;
 	ferry_watch_add(&s->watch, s->state_fd, FERRY_WATCH_STATE);
 	s->state_started = true;
 	rc = ferry_qmp_execute(s->qmp, "migrate", FERRY_QMP_ARGS("{s:s}", "uri", "fd:" STATE_NAME),
@@ -525,22 +573,31 @@ void ferry_source_stop_serving(struct ferry_switch_source *s)
 
 /* --- confirm -------------------------------------------------------------------------------- */
 
-/* Before the core takes the step that there is no way back from: what is kept decides, not we. */
-enum ferry_switch_event ferry_source_record_commit(struct ferry_switch_source *s)
+/*
+ * Before the guest is stopped: one after us could not know that it must be resumed, or must not.
+ * Before the core takes the step that there is no way back from: what is kept decides, not we.
+ */
+static enum ferry_switch_event record(struct ferry_switch_source *s)
 {
 	struct ferry_steering *steering = s->config->steering;
+	uint32_t phase = ferry_switch_phase(&s->core);
 	int fate = FERRY_FATE_OPEN;
 
-	if (s->core.machine.state != FERRY_SRC_LOADING)
-		return FERRY_EV_LOADED; /* out of place, as the core will say */
-	if (steering &&
-	    !atomic_compare_exchange_strong(&steering->fate, &fate, FERRY_FATE_COMMITTED)) {
+	if (phase == FERRY_JOURNAL_BEGUN)
+		s->entry.stop_ns = ferry_now_ns();
+	else if (steering &&
+		 !atomic_compare_exchange_strong(&steering->fate, &fate, FERRY_FATE_COMMITTED)) {
 		ferry_fail(&s->why, FERRY_REFUSE, -ECANCELED, "cancelled by the user");
 		return FERRY_EV_USER_STOP;
 	}
-	s->entry.phase = FERRY_JOURNAL_COMMITTED;
-	return ferry_journal_update(&s->journal, &s->entry, &s->why) < 0 ? FERRY_EV_FAILED
-									 : FERRY_EV_LOADED;
+	s->entry.phase = phase;
+	if (ferry_journal_update(&s->journal, &s->entry, &s->why) < 0) {
+		/* It may be there all the same, and the guest will run here. */
+		s->entry.phase = FERRY_JOURNAL_BEGUN;
+		(void)ferry_journal_update(&s->journal, &s->entry, NULL);
+		return FERRY_EV_FAILED;
+	}
+	return phase == FERRY_JOURNAL_COMMITTED ? FERRY_EV_RECORDED : FERRY_EV_NOTHING;
 }
 
 /* From here on nothing is cancelled: a Commit half sent may have been read. */
@@ -746,6 +803,8 @@ enum ferry_switch_event ferry_source_perform(struct ferry_switch_source *s,
 		return send_prepare(s);
 	case FERRY_DO_DIAL_PAGES:
 		return dial_pages(s);
+	case FERRY_DO_RECORD:
+		return record(s);
 	case FERRY_DO_SEND_STOPPED:
 		s->stopped_said = true;
 		return send_simple(s, FERRY_FRAME_STOPPED);

@@ -437,13 +437,14 @@ static enum ferry_outcome look_at_verified(struct ferry_switch_target *s, enum f
 	return FERRY_OUTCOME_UNVERIFIED;
 }
 
-/* What is left of it is of use only while pages are missing. */
+/* What is left of it is of use only while pages are missing, or the guest has not been started. */
 static void close_journal(struct ferry_switch_target *s, enum ferry_outcome outcome)
 {
 	const struct ferry_target_stats *stats = &s->result->stats;
 	bool complete = stats->pages_total && stats->pages_known == stats->pages_total;
+	bool started = s->entry.phase == FERRY_JOURNAL_RUNS || s->refused.err;
 
-	ferry_journal_close(&s->journal, outcome != FERRY_OUTCOME_WAITS || complete);
+	ferry_journal_close(&s->journal, outcome != FERRY_OUTCOME_WAITS || (complete && started));
 }
 
 static void fini(struct ferry_switch_target *s)

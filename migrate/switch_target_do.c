@@ -92,7 +92,7 @@ static int find_predecessor(struct ferry_switch_target *s)
 	rc = ferry_uffd_adopt(&s->uffd, (pid_t)s->entry.head.pid, &s->why);
 	if (rc < 0 && rc != -ENOENT)
 		return rc;
-	return !rc && s->entry.phase >= FERRY_JOURNAL_LOADED;
+	return !rc && ferry_switch_orphan(s->entry.phase) != FERRY_EV_NOTHING;
 }
 
 static enum ferry_switch_event nothing_to_recover(struct ferry_switch_target *s)
@@ -129,14 +129,7 @@ static enum ferry_switch_event take_over(struct ferry_switch_target *s)
 	s->entry.takeovers++;
 	s->entry.addr = s->config->address;
 	note(s);
-	switch (s->entry.phase) {
-	case FERRY_JOURNAL_LOADED:
-		return FERRY_EV_ORPHAN_LOADED;
-	case FERRY_JOURNAL_COMMITTED:
-		return FERRY_EV_ORPHAN_COMMITTED;
-	default:
-		return FERRY_EV_ORPHAN_RUNS;
-	}
+	return ferry_switch_orphan(s->entry.phase);
 }
 
 static int connect_vmm(struct ferry_switch_target *s)
@@ -333,10 +326,20 @@ static int check_still_empty(struct ferry_switch_target *s)
 	return rc;
 }
 
-static int note_phase(struct ferry_switch_target *s, enum ferry_journal_phase phase)
+/* So that one after us can go on when we are killed. */
+static enum ferry_switch_event record(struct ferry_switch_target *s)
 {
+	enum ferry_journal_phase phase = ferry_switch_phase(&s->core);
+	int rc = 0;
+
 	s->entry.phase = phase;
-	return ferry_journal_update(&s->journal, &s->entry, &s->why);
+	if (phase >= FERRY_JOURNAL_COMMITTED)
+		note(s);
+	else if (phase == FERRY_JOURNAL_BEGUN)
+		rc = ferry_journal_begin(&s->journal, phase, &s->qemu, &s->entry, &s->why);
+	else
+		rc = ferry_journal_update(&s->journal, &s->entry, &s->why);
+	return rc < 0 ? FERRY_EV_FAILED : FERRY_EV_NOTHING;
 }
 
 static enum ferry_switch_event attach(struct ferry_switch_target *s)
@@ -354,10 +357,6 @@ static enum ferry_switch_event attach(struct ferry_switch_target *s)
 		rc = ferry_target_expect(s->target, &s->entry.session, s->entry.n_bulk, &s->why);
 	if (!rc)
 		rc = open_load_pipe(s);
-	/* So that one after us can go on when we are killed. */
-	if (!rc)
-		rc = ferry_journal_begin(&s->journal, FERRY_JOURNAL_BEGUN, &s->qemu, &s->entry,
-					 &s->why);
 	if (rc < 0)
 		return vmm_failed(s, rc);
 	ferry_acceptor_set_target(s->acceptor, s->target);
@@ -434,9 +433,6 @@ static enum ferry_switch_event start_load(struct ferry_switch_target *s)
 	int rc;
 
 	s->load_started = true;
-	rc = note_phase(s, FERRY_JOURNAL_LOADING);
-	if (rc < 0)
-		return FERRY_EV_FAILED;
 	/*
 	 * The source's guest was running when its QEMU began to write, and says so in its state: this QEMU
 	 * would run it as soon as it has loaded. A 'stop' now is for then.
@@ -544,8 +540,6 @@ static enum ferry_switch_event run_guest(struct ferry_switch_target *s)
 {
 	int rc = 0;
 
-	s->entry.phase = FERRY_JOURNAL_COMMITTED;
-	note(s);
 	if (!s->qmp)
 		rc = await_vmm(s);
 	if (s->entry.paused)
@@ -555,8 +549,6 @@ static enum ferry_switch_event run_guest(struct ferry_switch_target *s)
 	if (rc < 0)
 		return rc == -ECONNRESET ? ferry_target_side_vmm_gone(s) : FERRY_EV_RUN_REFUSED;
 	note_downtime(s);
-	s->entry.phase = FERRY_JOURNAL_RUNS;
-	note(s);
 	return FERRY_EV_GUEST_RUNS;
 }
 
@@ -654,13 +646,13 @@ enum ferry_switch_event ferry_target_side_perform(struct ferry_switch_target *s,
 		return attach(s);
 	case FERRY_DO_ADOPT:
 		return adopt(s);
+	case FERRY_DO_RECORD:
+		return record(s);
 	case FERRY_DO_SEND_PREPARED:
 		return send_prepared(s);
 	case FERRY_DO_START_LOAD:
 		return start_load(s);
 	case FERRY_DO_SEND_LOADED:
-		if (note_phase(s, FERRY_JOURNAL_LOADED) < 0)
-			return FERRY_EV_FAILED;
 		return send_simple(s, FERRY_FRAME_LOADED) < 0 ? FERRY_EV_LINK_LOST
 							      : FERRY_EV_NOTHING;
 	case FERRY_DO_RUN_GUEST:

@@ -21,14 +21,15 @@ static bool has(const struct ferry_switch_actions *a, enum ferry_switch_action a
 
 static const enum ferry_switch_event source_path[] = {
 	FERRY_EV_CHECKED,    FERRY_EV_PREPARED, FERRY_EV_PAGES_OPEN, FERRY_EV_GUEST_STOPPED,
-	FERRY_EV_STATE_SENT, FERRY_EV_LOADED,	FERRY_EV_RUNNING,    FERRY_EV_COMPLETE};
+	FERRY_EV_STATE_SENT, FERRY_EV_LOADED,	FERRY_EV_RECORDED,   FERRY_EV_RUNNING,
+	FERRY_EV_COMPLETE};
 
 static const enum ferry_switch_event target_path[] = {
 	FERRY_EV_CHECKED, FERRY_EV_PREPARE,    FERRY_EV_ATTACHED, FERRY_EV_STATE,
 	FERRY_EV_STOPPED, FERRY_EV_STATE_END,  FERRY_EV_VMM_LOADED,
 	FERRY_EV_COMMIT,  FERRY_EV_GUEST_RUNS, FERRY_EV_COMPLETE};
 
-#define SOURCE_COMMIT 6 /* steps until it is the target's */
+#define SOURCE_COMMIT 7 /* steps until it is the target's */
 #define TARGET_COMMIT 8
 
 static void walk(struct ferry_switch *s, enum ferry_side side, size_t n)
@@ -219,10 +220,43 @@ Test(switch_core, a_visitor_that_leaves_again_harms_nothing)
 
 	walk(&s, FERRY_SIDE_TARGET, 1);
 	step(&s, FERRY_EV_LINK_UP);
+	step(&s, FERRY_EV_ABORT); /* it means one before us */
 	a = step(&s, FERRY_EV_LINK_LOST);
 	cr_assert(has(&a, FERRY_DO_FREE_SEAT));
 	a = step(&s, FERRY_EV_PREPARE);
 	cr_assert(has(&a, FERRY_DO_ATTACH));
+}
+
+/* Of the source's record, and of its VMM. */
+Test(switch_core, who_is_started_again_goes_by_the_record)
+{
+	static const struct {
+		uint32_t phase;
+		enum ferry_look_back ended, unheard, runs, stands, gave;
+	} rows[] = {
+		{0, FERRY_LOOK_BEGIN, FERRY_LOOK_BEGIN, FERRY_LOOK_BEGIN, FERRY_LOOK_BEGIN,
+		 FERRY_LOOK_BEGIN},
+		{FERRY_JOURNAL_SETTINGS, FERRY_LOOK_BEGIN, FERRY_LOOK_LATER, FERRY_LOOK_UNDO,
+		 FERRY_LOOK_UNDO, FERRY_LOOK_UNDO},
+		{FERRY_JOURNAL_BEGUN, FERRY_LOOK_BEGIN, FERRY_LOOK_LATER, FERRY_LOOK_UNDO,
+		 FERRY_LOOK_UNDO, FERRY_LOOK_UNDO},
+		{FERRY_JOURNAL_UNDONE, FERRY_LOOK_BEGIN, FERRY_LOOK_LATER, FERRY_LOOK_TELL,
+		 FERRY_LOOK_TELL, FERRY_LOOK_TELL},
+		{FERRY_JOURNAL_COMMITTED, FERRY_LOOK_LEAVE, FERRY_LOOK_LEAVE, FERRY_LOOK_LEAVE,
+		 FERRY_LOOK_LEAVE, FERRY_LOOK_GO_ON},
+		{FERRY_JOURNAL_COMPLETE, FERRY_LOOK_GO_ON, FERRY_LOOK_GO_ON, FERRY_LOOK_LEAVE,
+		 FERRY_LOOK_GO_ON, FERRY_LOOK_GO_ON},
+	};
+
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		uint32_t p = rows[i].phase;
+
+		cr_assert_eq(ferry_switch_look_back(p, FERRY_VMM_ENDED), rows[i].ended);
+		cr_assert_eq(ferry_switch_look_back(p, FERRY_VMM_UNHEARD), rows[i].unheard);
+		cr_assert_eq(ferry_switch_look_back(p, FERRY_VMM_RUNS), rows[i].runs);
+		cr_assert_eq(ferry_switch_look_back(p, FERRY_VMM_STANDS), rows[i].stands);
+		cr_assert_eq(ferry_switch_look_back(p, FERRY_VMM_GAVE), rows[i].gave);
+	}
 }
 
 Test(switch_core, messages_out_of_place_change_nothing)
@@ -302,7 +336,7 @@ Test(switch_core, a_guest_that_cannot_be_run_is_filled_all_the_same)
 Test(switch_core, stages_are_entered_in_order_and_have_names)
 {
 	for (int side = FERRY_SIDE_SOURCE; side <= FERRY_SIDE_TARGET; side++) {
-		size_t n = side == FERRY_SIDE_SOURCE ? 8 : 10;
+		size_t n = side == FERRY_SIDE_SOURCE ? 9 : 10;
 		enum ferry_stage last = FERRY_STAGE_CHECK;
 
 		for (size_t i = 0; i <= n; i++) {

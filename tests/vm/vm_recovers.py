@@ -119,10 +119,20 @@ def receive_killed_once_the_source_knows_that_it_has_all(lab):
     lab.retire(move.source)
 
 
+def resume_beside_another(move, status):
+    """Somebody else talks to the monitor, and QEMU can't be asked. Returns what is said."""
+    other = vm_support.ferryvm.Qmp(move.source.qmp)
+    error = move.lab.run("migrate", "--qmp", move.source.qmp, "--resume").end(status)["error"]
+    other.close()
+    return error
+
+
 def both_are_killed_and_recovered(lab):
+    """Also where QEMU could not be asked at first: what was recorded is kept."""
     move = Move(lab)
     kill_both(move)
     move.waits()
+    assert "never resume the guest here" in resume_beside_another(move, 3)
     move.receive = lab.recover(move.target, "--recover")
     move.migrate = lab.run("migrate", "--qmp", move.source.qmp, "--resume")
     move.arrived(resumes=None)
@@ -207,6 +217,7 @@ def migrate_killed_before_the_commit_runs_the_guest_on(lab):
     move.migrate.kill()
     gate.open(forward=False)
     assert move.source.status() != "running"
+    assert "run the same command again" in resume_beside_another(move, 1)
     resumed = lab.run("migrate", "--qmp", move.source.qmp, "--resume")
     assert "runs on here" in resumed.end(1)["error"], resumed.last
     assert move.source.status() == "running"
