@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A token bucket: bytes that may be sent at a rate. It may be overdrawn, and is paid back by time. What
- * is less than a byte is not lost between two looks, however slow the rate, or often one looks.
+ * A token bucket: bytes that may be sent at a rate. It may be overdrawn, and is paid back by time.
+ * What is less than a byte is not lost between two looks, however slow the rate, or often one looks.
  * Pure: the time is an argument.
  */
 #ifndef FERRY_PAGESERVER_BUCKET_H

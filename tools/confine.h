@@ -34,9 +34,9 @@ enum confine_need {
 };
 
 /*
- * The same for who attaches to process @pid (0: unknown), and needs @more than that. Where that has a filter, as QEMU with
- * -sandbox on does, the kernel lets nobody set it aside who has one: then there is none, which the
- * log says, and the capabilities are all that confines.
+ * The same for who attaches to process @pid (0: unknown), and needs @more than that. Where the
+ * process has a filter, as QEMU with -sandbox on does, the kernel lets nobody set it aside who has
+ * one: then there is none, which the log says, and the capabilities are all that confines.
  */
 int confine_attaching(pid_t pid, unsigned int more, const struct ferry_log *log,
 		      struct ferry_failure *f);
