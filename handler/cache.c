@@ -97,7 +97,8 @@ int ferry_cache_open(struct ferry_cache **out, const struct ferry_cache_config *
 	c->config = *config;
 	c->fd = -1;
 	c->map = MAP_FAILED;
-	rc = ferry_target_meet(&meeting, config->from, config->tls, config->stop_fd, f);
+	rc = ferry_target_meet(&meeting, config->from, config->place, config->tls, config->stop_fd,
+			       f);
 	if (!rc) {
 		layout = ferry_target_meeting_layout(meeting);
 		c->bytes = layout->regions[0].n_pages * layout->regions[0].page_bytes;

@@ -16,6 +16,7 @@ struct ferry_cache;
 
 struct ferry_cache_config {
 	const struct ferry_addr *from; /* borrowed until _close, as the others */
+	const struct ferry_target_place *place; /* there; needed by _open only */
 	struct ferry_tls *tls;	       /* NULL: plain */
 	int stop_fd;		       /* gives up the first attempt to connect; -1 for none */
 	uint64_t max_bytes_per_second; /* of the push; 0: no limit */

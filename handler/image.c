@@ -150,8 +150,9 @@ static int open_view(struct ferry_image *i, struct ferry_image_view *v, struct f
 	struct ferry_server_config config = {
 		.sources = v->sources,
 		.n_sources = v->layout.n_regions,
-		/* Ended sessions are remembered for a while. */
+		/* Ended sessions are remembered for a while; who connects is one of our VMs. */
 		.max_sessions = 2 * i->config.max_vms + 16,
+		.gives_up_lost = true,
 		.max_bytes_per_second = i->cache ? 0 : i->config.max_bytes_per_second,
 		.turns = &i->turns,
 		.log = i->config.log,
@@ -235,6 +236,7 @@ static int open_cache(struct ferry_image *i, int stop_fd, struct ferry_failure *
 {
 	struct ferry_cache_config config = {
 		.from = i->config.from,
+		.place = &i->config.place,
 		.tls = i->config.tls,
 		.stop_fd = stop_fd,
 		.max_bytes_per_second = i->config.max_bytes_per_second,
@@ -244,6 +246,7 @@ static int open_cache(struct ferry_image *i, int stop_fd, struct ferry_failure *
 	};
 	int rc = ferry_cache_open(&i->cache, &config, f);
 
+	i->config.place.epoch++; /* for the next attempt */
 	if (rc < 0)
 		return rc;
 	i->fd = ferry_cache_fd(i->cache, &i->bytes);

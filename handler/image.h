@@ -30,6 +30,7 @@ struct ferry_image_sets {
 struct ferry_image_config {
 	int fd;			       /* of the snapshot's memory file; borrowed; -1: see ->from */
 	const struct ferry_addr *from; /* the page server that has it; NULL for none */
+	struct ferry_target_place place; /* there */
 	struct ferry_tls *tls;	       /* of connections to there; borrowed; NULL: plain */
 	int stop_fd;		       /* gives up the first attempt to connect; -1 for none */
 	uint32_t max_vms;

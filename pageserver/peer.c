@@ -117,7 +117,11 @@ void ferry_peer_refused(struct ferry_conn *c, enum ferry_error_code code, const 
 	ferry_server_post(p->server,
 			  code == FERRY_ERROR_DAMAGED ? FERRY_SERVER_DAMAGED : FERRY_SERVER_FAILED,
 			  FERRY_REFUSE, -ECONNREFUSED, why);
-	lose(p, DIAL_ENDED);
+	/* A process that has ended comes back for nothing. */
+	if (code == FERRY_ERROR_UNAVAILABLE && !p->dialer)
+		kill_peer(p);
+	else
+		lose(p, DIAL_ENDED);
 }
 
 void ferry_peer_unavailable(struct ferry_peer *p, const struct ferry_run *run, int err)
@@ -173,27 +177,52 @@ static void refuse(struct ferry_conn *c, enum ferry_error_code code, const char 
 	ferry_conn_refuse(c, code, text);
 }
 
-/* Keep the table within its limit: a lost session that nobody came back for makes room. */
-static bool make_room(struct ferry_server *s)
+/* May it go, for a new one? Not while a guest may wait for it. */
+static bool may_give_up(const struct ferry_peer *p, uint64_t now)
+{
+	if (p->server->config.gives_up_lost && is_lost(p))
+		return true;
+	return !p->is_taken && (is_lost(p) || now - p->since_ns >= TAKE_NS);
+}
+
+/* Keep the table within its limit. Return: false when it is full, of which @n_lost have no link. */
+static bool make_room(struct ferry_server *s, uint32_t *n_lost)
 {
 	struct ferry_peer *oldest = NULL;
+	uint64_t now = ferry_now_ns();
 	uint32_t n = 0;
 
+	*n_lost = 0;
 	for (struct ferry_peer *p = s->peers; p; p = p->next) {
 		if (p->dead)
 			continue;
 		n++;
-		if (is_lost(p) && (!oldest || p->since_ns < oldest->since_ns))
+		*n_lost += is_lost(p);
+		if (may_give_up(p, now) && (!oldest || p->since_ns < oldest->since_ns))
 			oldest = p;
 	}
 	if (n < s->config.max_sessions)
 		return true;
 	if (!oldest)
 		return false;
-	ferry_warn(s->log, "a session lost %llu s ago is given up for a new one",
-		   (unsigned long long)((ferry_now_ns() - oldest->since_ns) / FERRY_NS_PER_S));
+	ferry_warn(s->log, "a session %s %llu s ago is given up for a new one",
+		   is_lost(oldest) ? "lost" : "that has taken no layout since it began",
+		   (unsigned long long)((now - oldest->since_ns) / FERRY_NS_PER_S));
 	kill_peer(oldest);
 	return true;
+}
+
+static void refuse_busy(struct ferry_conn *c, uint32_t n_lost)
+{
+	uint32_t max = c->server->config.max_sessions;
+	char text[FERRY_MAX_TEXT];
+
+	snprintf(text, sizeof(text),
+		 "the page server has as many sessions as it takes (%u), of which %u lost their "
+		 "connections and keep their place for an hour, since a guest may wait there; try "
+		 "again later, or start it with a higher limit (--max-sessions)",
+		 max, n_lost);
+	refuse(c, FERRY_ERROR_BUSY, text);
 }
 
 static struct ferry_peer *new_peer(struct ferry_server *s, const struct ferry_hello *h)
@@ -207,6 +236,7 @@ static struct ferry_peer *new_peer(struct ferry_server *s, const struct ferry_he
 		return NULL;
 	}
 	p->server = s;
+	p->since_ns = ferry_now_ns();
 	p->dialer = ferry_dialer_find(s, &h->session);
 	p->want_bulk = p->dialer ? ferry_dialer_n_bulk(p->dialer) : 1;
 	p->next = s->peers;
@@ -270,6 +300,7 @@ static void admit_control(struct ferry_conn *c)
 				       .layout = s->pages.layout,
 				       .payload = s->config.state,
 				       .payload_bytes = s->config.state_bytes};
+	uint32_t n_lost;
 
 	if (atomic_load(&s->condemned)) {
 		refuse(c, FERRY_ERROR_UNAVAILABLE, s->condemned_why);
@@ -283,9 +314,8 @@ static void admit_control(struct ferry_conn *c)
 	if (p) {
 		if (resume(c, p))
 			return;
-	} else if (!make_room(s)) {
-		refuse(c, FERRY_ERROR_BUSY,
-		       "the page server has as many sessions as it takes; try again later");
+	} else if (!make_room(s, &n_lost)) {
+		refuse_busy(c, n_lost);
 		return;
 	} else {
 		p = new_peer(s, &c->proto.hello);
@@ -456,8 +486,10 @@ static void control_message(struct ferry_conn *c, const struct ferry_message *m)
 	if (m->type == FERRY_FRAME_COMPLETE && !may_release(c))
 		return;
 	rc = ferry_session_control(p->session, m, why);
-	if (!rc && m->type == FERRY_FRAME_LAYOUT_OK)
+	if (!rc && m->type == FERRY_FRAME_LAYOUT_OK) {
+		p->is_taken = true;
 		tell_connected(p);
+	}
 	if (rc < 0) {
 		bad_message(c, why);
 	} else if (rc == FERRY_SESSION_PUSH) {

@@ -30,6 +30,7 @@
 
 #include "base/cleanup.h"
 #include "base/net.h"
+#include "pageserver/bucket.h"
 #include "pageserver/opening.h"
 #include "pageserver/server_internal.h"
 
@@ -40,6 +41,7 @@
 #define PACED_SENDS   200
 #define MIN_PACED     (16u * FERRY_KIB)
 #define GIVE_WAY_MS   20
+#define PACE_LOOK_MS  100 /* how often one that waits for its rate looks at it */
 #define PAUSE_LOOK_MS 50 /* how often a push that is paused looks whether it still is */
 /* Runs that a gated source is waited for, before no others are looked at. */
 #define PARKED_MAX    64u
@@ -83,8 +85,7 @@ struct ferry_push {
 	struct ferry_run parked[PARKED_MAX]; /* claimed, but a gated source has not got them yet */
 	uint32_t n_parked;
 	struct ferry_cut cut;
-	int64_t tokens; /* bytes that may be sent now */
-	uint64_t tokens_ns;
+	struct ferry_bucket bucket;
 	struct ferry_turn turn;
 	uint64_t turn_bytes; /* sent in it */
 	uint32_t n_lanes;
@@ -124,25 +125,18 @@ static int pace(struct ferry_push *p)
 	}
 	for (;;) {
 		uint64_t rate = atomic_load_explicit(&p->rate, memory_order_relaxed);
-		uint64_t now = ferry_now_ns(), elapsed = now - p->tokens_ns;
-		int64_t most = paced_bytes(rate), wait_ms;
+		uint64_t wait_ns;
 		int rc;
 
-		p->tokens_ns = now;
-		p->tokens -= (int64_t)atomic_exchange(&p->charged, 0);
-		if (!rate) {
-			p->tokens = 0;
-			return 0;
-		}
-		elapsed = FERRY_MIN(elapsed, FERRY_NS_PER_S);
-		p->tokens += (int64_t)((double)rate * (double)elapsed / (double)FERRY_NS_PER_S);
-		p->tokens = FERRY_MIN(p->tokens, most);
-		if (p->tokens > 0)
+		ferry_bucket_take(&p->bucket, atomic_exchange(&p->charged, 0));
+		wait_ns = ferry_bucket_fill(&p->bucket, rate, paced_bytes(rate), ferry_now_ns());
+		if (!wait_ns)
 			return 0;
 		if (is_behind(p))
 			return -EAGAIN;
-		wait_ms = (int64_t)((double)-p->tokens * 1000.0 / (double)rate) + 1;
-		rc = ferry_net_wait(p->stop_fd, POLLIN, (int)FERRY_MIN(wait_ms, (int64_t)100), -1);
+		/* The rate may be changed meanwhile. */
+		wait_ns = FERRY_MIN(wait_ns, PACE_LOOK_MS * FERRY_NS_PER_MS);
+		rc = ferry_net_wait(p->stop_fd, POLLIN, (int)(wait_ns / FERRY_NS_PER_MS) + 1, -1);
 		if (rc != -ETIMEDOUT)
 			return -ECANCELED;
 	}
@@ -326,7 +320,7 @@ static int fill(struct ferry_push *p, struct lane *l)
 			break;
 		bytes += (size_t)n;
 	}
-	p->tokens -= (int64_t)bytes;
+	ferry_bucket_take(&p->bucket, bytes);
 	if (!i) {
 		put(l, 0, &done, NULL);
 		l->told_done = true;
@@ -507,7 +501,7 @@ static int init_lanes(struct ferry_push *p, const struct ferry_peer *peer)
 		l->fd = peer->bulk[i]->fd;
 		l->features = peer->bulk[i]->proto.features;
 		pthread_mutex_init(&l->send_lock, NULL);
-		l->sent_ns = p->tokens_ns;
+		l->sent_ns = p->bucket.at_ns;
 		if (!size)
 			continue;
 		l->scratch.size = FERRY_MAX(size, (size_t)PUSH_BYTES);
@@ -528,7 +522,7 @@ int ferry_push_start(struct ferry_peer *peer)
 	p->server = peer->server;
 	p->session = peer->session;
 	p->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	p->tokens_ns = ferry_now_ns();
+	p->bucket.at_ns = ferry_now_ns();
 	ferry_turn_init(&p->turn);
 	p->opening.max_ns =
 		(uint64_t)(peer->server->config.opening_ms ? peer->server->config.opening_ms

@@ -33,6 +33,9 @@ struct ferry_server_config {
 	const void *state; /* opaque bytes that travel with the layout; borrowed; may be NULL */
 	uint32_t state_bytes;
 	uint32_t max_sessions;	       /* 0: a default of 64 */
+	/* For one that only its own process connects to: a lost session gives its place to a new
+	 * one at once. Else it keeps it for an hour, since a guest may wait there. */
+	bool gives_up_lost;
 	uint64_t max_bytes_per_second; /* of each session's push, not of urgent pages; 0: none */
 	uint32_t opening_ms; /* how long a push is silent at most while a target opens (opening.h);
 				0: a default */

@@ -57,6 +57,7 @@
 #define SILENCE_NS     (10ull * FERRY_NS_PER_S)
 #define ENDING_NS      (2ull * FERRY_NS_PER_S)	  /* for a peer to read why it is turned away */
 #define RELEASED_NS    (5ull * FERRY_NS_PER_S)	  /* for a target to close after Released */
+#define TAKE_NS	       (5ull * FERRY_NS_PER_S)	  /* for LayoutOk, when there are too many */
 #define KEEP_LOST_NS   (3600ull * FERRY_NS_PER_S) /* how long a lost session can be resumed */
 #define TICK_NS	       (500ull * FERRY_NS_PER_MS)
 #define MAX_SESSIONS   64u
@@ -184,10 +185,11 @@ struct ferry_peer {
 	bool push_wanted;
 	bool push_begun; /* in this epoch */
 	bool released;	 /* its completion was told */
+	bool is_taken;	 /* its layout was accepted once: a guest may wait for it */
 	uint64_t push_rate;
 	struct ferry_dialer *dialer; /* borrowed; NULL when the target dials */
 	bool dead;		     /* freed once its push has ended */
-	uint64_t since_ns;	     /* lost or completed since */
+	uint64_t since_ns;	     /* begun, lost or completed since */
 };
 
 /* The Hello of @c was received, or (dialed) answered: take it in, answer, or refuse. */

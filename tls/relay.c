@@ -314,18 +314,11 @@ void ferry_relay_pump(struct ferry_relay *r, int inner)
 
 /* --- the thread ------------------------------------------------------------------------------- */
 
-/* What becomes the connection: the socket itself where the kernel does all of TLS. Return: our end
- * of a pair, -1 when there is none. */
+/* The connection, and our end of it. */
 static int open_ends(struct ferry_relay *r, int *inner, struct ferry_failure *f)
 {
 	int ends[2];
 
-	*inner = -1;
-	if (BIO_get_ktls_send(SSL_get_wbio(r->ssl)) && BIO_get_ktls_recv(SSL_get_rbio(r->ssl)) &&
-	    !SSL_has_pending(r->ssl)) {
-		r->app_fd = TAKE_FD(r->tcp_fd);
-		return 0;
-	}
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0)
 		return ferry_fail_errno(f, FERRY_LINK, -errno, "TLS: socketpair");
 	r->app_fd = ends[0];
@@ -374,7 +367,7 @@ static void *relay_main(void *arg)
 	r->done(r, r->ctx);
 	if (rc < 0)
 		dismiss(r);
-	else if (inner >= 0)
+	else
 		ferry_relay_pump(r, inner);
 	/* Not before: it may still write. */
 	SSL_free(r->ssl);

@@ -3,11 +3,8 @@
  * TLS 1.3 between source and target, with certificates of both or with a key that both have.
  *
  * What the rest of the program gets is a plain stream descriptor, to be used with io_uring, recv,
- * send and poll as any other. Behind it is
- *   - the TCP socket itself, where the kernel does TLS in both directions (tls.ko, OpenSSL with
- * it);
- *   - or one end of a socket pair, whose other end belongs to a *relay*: a thread for each
- *     connection that encrypts and decrypts between the two (relay.c).
+ * send and poll as any other: one end of a socket pair, whose other end belongs to a *relay*, a
+ * thread for each connection that encrypts and decrypts between that and TCP (relay.c).
  * Everything sent before the peer is known to be who it should be is dropped: a connection that was
  * not authenticated is never seen outside of this folder.
  */

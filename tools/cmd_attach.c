@@ -180,6 +180,17 @@ static bool has_ended(pid_t pid)
 	return fd < 0 ? errno == ESRCH : poll(&p, 1, 0) > 0;
 }
 
+static int new_place(struct ferry_attach_record *r, struct ferry_failure *f)
+{
+	struct ferry_target_place place;
+	int rc = ferry_target_place_new(&place);
+
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "getrandom");
+	r->session = place.session;
+	return 0;
+}
+
 /* What is to be filled, and from where: as given, or else as an earlier attach was told. */
 static int plan(struct attach *a, const struct options *o, struct ferry_failure *f)
 {
@@ -226,6 +237,10 @@ static int plan(struct attach *a, const struct options *o, struct ferry_failure 
 		r->from = o->from.addr;
 	if (o->n_bulk)
 		r->n_bulk = o->n_bulk;
+	if (!rc && left)
+		r->takeovers++;
+	else if (!rc)
+		rc = new_place(r, f);
 	for (uint32_t i = 0; i < r->n_regions; i++)
 		a->ram_bytes += r->regions[i].desc.n_pages * r->regions[i].desc.page_bytes;
 	return rc < 0 ? rc : write_record(a, o, f);
@@ -233,7 +248,10 @@ static int plan(struct attach *a, const struct options *o, struct ferry_failure 
 
 static int open_target(struct attach *a, const struct options *o, struct ferry_failure *f)
 {
+	struct ferry_target_place place =
+		ferry_target_place_of(&a->record.session, a->record.takeovers);
 	struct ferry_target_config config = {
+		.place = &place,
 		.regions = a->record.regions,
 		.n_regions = a->record.n_regions,
 		.n_bulk = a->record.n_bulk,
@@ -318,7 +336,7 @@ static int start(struct attach *a, const struct options *o, struct ferry_failure
 		return rc;
 	rc = job_start(&a->job, f);
 	if (!rc)
-		rc = confine_attaching(o->pid, &a->job.report.log, f);
+		rc = confine_attaching(o->pid, CONFINE_NOTHING, &a->job.report.log, f);
 	if (rc < 0)
 		return rc;
 	report_stage(&a->job.report, "connect");

@@ -112,6 +112,7 @@ struct setup {
 	uint32_t max_vms;
 	int file_fd; /* owned */
 	struct ferry_addr address;
+	struct ferry_target_place place; /* at the page server that --from names */
 };
 
 struct handler {
@@ -470,15 +471,17 @@ static int open_sets(void *ctx, uint64_t bytes, struct ferry_image_sets *sets,
 static int start(struct handler *h, const struct ferry_worker_start *begin, struct ferry_failure *f)
 {
 	const struct options *o = h->setup->o;
-	struct ferry_image_config image = {.fd = h->setup->file_fd,
-					   .from = o->from.given ? &o->from.addr : NULL,
-					   .stop_fd = -1,
-					   .max_vms = h->setup->max_vms,
-					   .max_bytes_per_second = o->max_rate,
-					   .is_patient = begin->is_awaited,
-					   .sized = open_sets,
-					   .ctx = h,
-					   .log = &h->job.report.log};
+	struct ferry_image_config image = {
+		.fd = h->setup->file_fd,
+		.from = o->from.given ? &o->from.addr : NULL,
+		.place = ferry_target_place_of(&h->setup->place.session, begin->n_restarts),
+		.stop_fd = -1,
+		.max_vms = h->setup->max_vms,
+		.max_bytes_per_second = o->max_rate,
+		.is_patient = begin->is_awaited,
+		.sized = open_sets,
+		.ctx = h,
+		.log = &h->job.report.log};
 	struct ferry_handler_config handler = {.records = o->record,
 					       .max_vms = h->setup->max_vms,
 					       .start = begin,
@@ -658,6 +661,10 @@ static int keep(struct setup *s, struct ferry_failure *f)
 
 	if (rc < 0)
 		return rc;
+	/* One worker after the other is the same target to the page server. */
+	rc = ferry_target_place_new(&s->place);
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "getrandom");
 	if (s->o->file)
 		rc = open_file(s, f);
 	if (rc < 0)

@@ -156,7 +156,9 @@ static int start(struct receive *r, const struct options *o, struct ferry_failur
 		return rc;
 	rc = job_start(&r->job, f);
 	if (!rc)
-		rc = confine_attaching(isolation_process_behind(o->qmp), &r->job.report.log, f);
+		/* QEMU's memory is put into large pages before it is filled. */
+		rc = confine_attaching(isolation_process_behind(o->qmp), CONFINE_ADVISES,
+				       &r->job.report.log, f);
 	if (rc < 0)
 		return rc;
 	report_listening(&r->job.report, &r->address);

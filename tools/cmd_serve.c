@@ -59,7 +59,8 @@ static const struct option_def serve_options[] = {
 	OPTION_MAX_RATE,
 	{.name = "max-sessions",
 	 .arg = "N",
-	 .help = "targets at a time, 1 to 1024 (default: 64)",
+	 .help = "targets at a time, 1 to 1024 (default: 64); one that has lost its connections "
+		 "keeps its place for an hour",
 	 .kind = OPTION_COUNT,
 	 .max = 1024,
 	 OPTION_AT(max_sessions)},

@@ -176,7 +176,7 @@ static const char *const attaching[] = {
 };
 
 /* An allocator may try it, but takes no offence. */
-static const char *const attaching_or_none[] = {"process_madvise"};
+static const char *const advising_or_none[] = {"process_madvise"};
 
 /* A libc tries them and has something else when the kernel has not. clone3 is among them because
  * its flags can't be looked at. */
@@ -281,8 +281,8 @@ static int add_rules(scmp_filter_ctx c, unsigned int needs)
 	if (!rc && needs & CONFINE_ATTACHES)
 		rc = ADD_ALL(c, SCMP_ACT_ALLOW, attaching);
 	if (!rc)
-		rc = ADD_ALL(c, needs & CONFINE_ATTACHES ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(ENOSYS),
-			     attaching_or_none);
+		rc = ADD_ALL(c, needs & CONFINE_ADVISES ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(ENOSYS),
+			     advising_or_none);
 	if (!rc)
 		rc = ADD_ALL(c, SCMP_ACT_ERRNO(ENOSYS), newer);
 	return rc;
@@ -315,10 +315,11 @@ int confine(unsigned int needs, struct ferry_failure *f)
 		      : 0;
 }
 
-int confine_attaching(pid_t pid, const struct ferry_log *log, struct ferry_failure *f)
+int confine_attaching(pid_t pid, unsigned int more, const struct ferry_log *log,
+		      struct ferry_failure *f)
 {
 	if (!pid || !(isolation_need_of_process(pid) & ISOLATION_SECCOMP))
-		return confine(CONFINE_ATTACHES, f);
+		return confine(CONFINE_ATTACHES | more, f);
 	ferry_warn(log,
 		   "process %d has a seccomp filter, so that this command has none: the kernel "
 		   "lets nobody "

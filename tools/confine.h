@@ -30,14 +30,16 @@ enum confine_need {
 	CONFINE_FILLS = 1 << 3,	 /* memory of its own, by a userfaultfd */
 	CONFINE_ATTACHES =
 		1 << 2, /* ptrace, descriptors and memory of another process; CONFINE_READS */
+	CONFINE_ADVISES = 1 << 6, /* the kernel on memory of another process */
 };
 
 /*
- * The same for who attaches to process @pid (0: unknown). Where that has a filter, as QEMU with
- * -sandbox on does, the kernel lets nobody set it aside who has one: then there is none, which the
- * log says, and the capabilities are all that confines.
+ * The same for who attaches to process @pid (0: unknown), and needs @more than that. Where the
+ * process has a filter, as QEMU with -sandbox on does, the kernel lets nobody set it aside who has
+ * one: then there is none, which the log says, and the capabilities are all that confines.
  */
-int confine_attaching(pid_t pid, const struct ferry_log *log, struct ferry_failure *f);
+int confine_attaching(pid_t pid, unsigned int more, const struct ferry_log *log,
+		      struct ferry_failure *f);
 
 /**
  * confine() - for all threads that there are, and those to come

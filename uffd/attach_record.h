@@ -15,6 +15,8 @@ struct ferry_attach_record {
 	struct ferry_addr from;
 	uint64_t memory_id; /* what the source calls its memory; 0: unknown */
 	uint32_t n_bulk;
+	struct ferry_session_id session; /* at the page server */
+	uint32_t takeovers;		 /* of the session, by one attach after the other */
 	uint32_t encrypted; /* not 0: so the connections were, and must be again */
 	uint32_t n_regions;
 	struct ferry_target_region regions[FERRY_MAX_REGIONS];

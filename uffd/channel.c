@@ -86,6 +86,12 @@ void ferry_channel_refuse(int fd, enum ferry_error_code code, const char *text)
 		(void)!send(fd, out, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+/* A source that is busy may have room later; who has pages of it already waits for that. */
+static enum ferry_consequence consequence(const struct ferry_channel *c, enum ferry_error_code code)
+{
+	return code == FERRY_ERROR_BUSY && c->connection.hello.epoch ? FERRY_LINK : FERRY_REFUSE;
+}
+
 /* A frame was put together: decode and judge it. Return: 1 for the caller, 0 when it was dealt
  * with. */
 static int take(struct ferry_channel *c, const struct ferry_frame *frame, struct ferry_message *m,
@@ -98,7 +104,7 @@ static int take(struct ferry_channel *c, const struct ferry_frame *frame, struct
 	if (!rc)
 		rc = ferry_connection_check(&c->connection, m, &code, why);
 	if (rc == -ECONNREFUSED)
-		return ferry_fail(f, FERRY_REFUSE, rc, "the peer says: %s", why);
+		return ferry_fail(f, consequence(c, m->error.code), rc, "the peer says: %s", why);
 	if (rc < 0) {
 		ferry_channel_refuse(c->fd, code, why);
 		return ferry_fail(f, FERRY_REFUSE, rc, "%s", why);

@@ -66,7 +66,7 @@ struct ferry_engine_link {
 };
 
 struct ferry_target_meeting {
-	struct ferry_session_id session;
+	struct ferry_target_place place;
 	struct ferry_channel control; /* owned */
 	struct ferry_message m;	      /* the Layout; its payload is in ->control */
 };
@@ -156,8 +156,11 @@ struct ferry_target {
 	bool dials;
 	struct ferry_addr from;
 	struct ferry_session_id session;
+	struct ferry_target_place place; /* as given */
+	bool has_place;
 	bool expects;		/* session and n_bulk are known */
 	uint32_t n_bulk;
+	uint32_t first_epoch;	/* that is ours to use, when we dial */
 	uint32_t next_epoch;	/* connections of lower ones are refused */
 	struct ferry_engine_link incoming; /* what was accepted and not yet taken over */
 	bool broken;		/* a connection of the current link failed, or was superseded */

@@ -7,21 +7,37 @@
 
 #include "uffd/engine.h"
 
+int ferry_target_place_new(struct ferry_target_place *out)
+{
+	struct ferry_target_place p = {0};
+
+	if (getrandom(p.session.bytes, sizeof(p.session.bytes), 0) != sizeof(p.session.bytes))
+		return -errno;
+	*out = p;
+	return 0;
+}
+
+struct ferry_target_place ferry_target_place_of(const struct ferry_session_id *session, uint32_t n)
+{
+	return (struct ferry_target_place){.session = *session,
+					   .epoch = n << FERRY_TARGET_EPOCHS_EACH_BITS};
+}
+
 int ferry_target_meet(struct ferry_target_meeting **out, const struct ferry_addr *from,
-		      struct ferry_tls *tls, int stop_fd, struct ferry_failure *f)
+		      const struct ferry_target_place *place, struct ferry_tls *tls, int stop_fd,
+		      struct ferry_failure *f)
 {
 	struct ferry_target_meeting *m = calloc(1, sizeof(*m));
-	struct ferry_hello hello = {.side = FERRY_SIDE_TARGET, .role = FERRY_ROLE_CONTROL};
+	struct ferry_hello hello = {.side = FERRY_SIDE_TARGET,
+				    .role = FERRY_ROLE_CONTROL,
+				    .session = place->session,
+				    .epoch = place->epoch};
 	int rc;
 
 	if (!m)
 		return ferry_fail_errno(f, FERRY_REFUSE, -ENOMEM, "session");
 	m->control.fd = -1;
-	if (getrandom(m->session.bytes, sizeof(m->session.bytes), 0) != sizeof(m->session.bytes)) {
-		free(m);
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "getrandom");
-	}
-	hello.session = m->session;
+	m->place = *place;
 	rc = ferry_channel_dial(&m->control, tls, from, &hello, FERRY_ENGINE_DIAL_MS, stop_fd, f);
 	if (!rc)
 		rc = ferry_engine_receive_layout(&m->control, &m->m, stop_fd, f);

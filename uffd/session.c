@@ -16,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 
 #include "base/cleanup.h"
@@ -33,6 +32,7 @@
 #define CLOCK_BURST	   8
 #define CLOCK_MS	   500
 #define RELEASE_TIMEOUT_MS 5000
+#define GONE_TIMEOUT_MS	   1000 /* for the source to hear that nobody is left */
 /* How long a source that comes to us is waited for when nothing is missing any more, each time. */
 #define POLITE_MS 2000
 #define RELEASE_ATTEMPTS   5
@@ -410,18 +410,18 @@ static void let_go(struct session *s)
 	s->unregistered = true;
 }
 
-/* The comparison failed. The source closes once it has read that: before, a connection of ours that
- * ends would be a lost link to it. */
-static void tell_source(struct session *s)
+/* That the session is over. The source closes once it has read why: before, a connection of ours
+ * that ends would be a lost link to it. */
+static void tell_source(struct session *s, enum ferry_error_code code, const char *why,
+			int timeout_ms, int stop_fd)
 {
 	struct ferry_failure ignored;
 	int rc = 0;
 
-	ferry_channel_refuse(s->link.control.fd, FERRY_ERROR_DAMAGED, s->why.text);
+	ferry_channel_refuse(s->link.control.fd, code, why);
 	/* Pongs may be on their way, but not for ever. */
 	for (int i = 0; i < 16 && !rc; i++)
-		rc = ferry_channel_receive(&s->link.control, s->m, RELEASE_TIMEOUT_MS, s->t->stop_fd,
-					   &ignored);
+		rc = ferry_channel_receive(&s->link.control, s->m, timeout_ms, stop_fd, &ignored);
 }
 
 /* Everything is known: leave, and let the source go. */
@@ -434,7 +434,7 @@ static int finish(struct session *s)
 	rc = t->verify && !s->verified ? ferry_engine_verify(t, &s->link.control, s->m, &s->why) : 0;
 	if (rc == FERRY_ENGINE_DIFFERS) {
 		s->differs = true;
-		tell_source(s);
+		tell_source(s, FERRY_ERROR_DAMAGED, s->why.text, RELEASE_TIMEOUT_MS, t->stop_fd);
 		return s->why.err;
 	}
 	if (rc < 0)
@@ -595,13 +595,18 @@ static int run_link(struct session *s)
 	ferry_engine_offer_urgent(t, s->link.urgent, &s->link.urgent_connection);
 	rc = start_bulk(s);
 	if (!rc) {
-		if (s->link.epoch)
+		if (s->link.epoch != t->first_epoch)
 			atomic_fetch_add(&t->counters.resumes, 1);
 		atomic_store(&t->link_up, true);
 		s->n_compared = 0;
 		note_link(s, true);
 		ferry_engine_notify(t, FERRY_TARGET_OPEN, NULL);
 		rc = run(s);
+		/* Nobody comes back for it: its place at the page server is free. */
+		if (rc < 0 && atomic_load(&t->gone) && t->dials)
+			tell_source(s, FERRY_ERROR_UNAVAILABLE,
+				    "the process whose memory is being filled has ended",
+				    GONE_TIMEOUT_MS, -1);
 		if (!s->released)
 			note_link(s, false);
 	}

@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -385,6 +384,9 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	t->adopts = config->adopt;
 	t->source_lost = config->source_lost;
 	t->meeting = config->meeting;
+	t->has_place = config->place;
+	if (config->place)
+		t->place = *config->place;
 	atomic_store(&t->n_holes_left, MAX_HOLES_LEFT);
 	ferry_engine_link_init(&t->incoming);
 	pthread_mutex_init(&t->lock, NULL);
@@ -454,6 +456,25 @@ int ferry_target_start(struct ferry_target *t, struct ferry_failure *f)
 	return rc < 0 ? ferry_fail_errno(f, FERRY_REFUSE, rc, "fault thread") : 0;
 }
 
+/* Which session is dialed, and from which epoch on. */
+static int take_place(struct ferry_target *t)
+{
+	struct ferry_target_place place = t->place;
+	int rc = 0;
+
+	if (t->meeting)
+		place = t->meeting->place;
+	else if (!t->has_place)
+		rc = ferry_target_place_new(&place);
+	else /* a first attempt may have failed after some epochs */
+		place.epoch = FERRY_MAX(place.epoch, t->next_epoch);
+	if (rc < 0)
+		return rc;
+	t->session = place.session;
+	t->first_epoch = t->next_epoch = place.epoch;
+	return 0;
+}
+
 int ferry_target_dial(struct ferry_target *t, const struct ferry_addr *from, int stop_fd,
 		      struct ferry_failure *f)
 {
@@ -461,15 +482,13 @@ int ferry_target_dial(struct ferry_target *t, const struct ferry_addr *from, int
 
 	if (t->session_running)
 		return ferry_fail(f, FERRY_REFUSE, -EBUSY, "this target has a session already");
-	if (t->meeting)
-		t->session = t->meeting->session;
-	else if (getrandom(t->session.bytes, sizeof(t->session.bytes), 0) != sizeof(t->session.bytes))
-		return ferry_fail_errno(f, FERRY_REFUSE, -errno, "getrandom");
+	rc = take_place(t);
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc, "getrandom");
 	t->dials = true;
 	t->from = *from;
 	pthread_mutex_lock(&t->lock);
 	t->first_done = false;
-	t->next_epoch = 0;
 	rc = -pthread_create(&t->session_thread, NULL, ferry_engine_session_thread, t);
 	t->session_running = !rc;
 	pthread_mutex_unlock(&t->lock);

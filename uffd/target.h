@@ -62,17 +62,35 @@ enum ferry_on_lost {
 	FERRY_ON_LOST_POISON, /* its threads get a memory error (SIGBUS), now and whenever they touch
 				 it */
 };
+/*
+ * The place of a target at its page server, which keeps it over a lost link, and gives it to nobody
+ * who doesn't know the id. Who takes a target over takes its place too, above all epochs before.
+ */
+struct ferry_target_place {
+	struct ferry_session_id session;
+	uint32_t epoch; /* the first of those that may be used */
+};
+
+#define FERRY_TARGET_EPOCHS_EACH_BITS 16 /* more than one process ever gets through */
+
+/* Errors: negative errno. */
+int ferry_target_place_new(struct ferry_target_place *out);
+/* Of the @n-th that takes it over, 0 for the first. */
+struct ferry_target_place ferry_target_place_of(const struct ferry_session_id *session, uint32_t n);
+
 /* A session whose control connection is open, for a target that is made to fit the source. */
 struct ferry_target_meeting;
 
 /**
  * ferry_target_meet() - dial a page server and learn its layout, before there is a target
+ * @place: to take there
  * @tls: NULL for plain connections; borrowed until the target's end
  * @stop_fd: gives up; -1 for none
  * Errors: LINK or REFUSE, in @f.
  */
 int ferry_target_meet(struct ferry_target_meeting **out, const struct ferry_addr *from,
-		      struct ferry_tls *tls, int stop_fd, struct ferry_failure *f);
+		      const struct ferry_target_place *place, struct ferry_tls *tls, int stop_fd,
+		      struct ferry_failure *f);
 const struct ferry_layout *ferry_target_meeting_layout(const struct ferry_target_meeting *m);
 /* NULL is fine. */
 void ferry_target_meeting_end(struct ferry_target_meeting *m);
@@ -96,6 +114,7 @@ struct ferry_target_config {
 	const struct ferry_block_run *dense;
 	uint32_t n_dense;
 	struct ferry_target_hooks hooks;
+	const struct ferry_target_place *place; /* where it dials; copied; NULL for a new one */
 	/* Given, on error too; the first ferry_target_dial() goes on with it. NULL for none. */
 	struct ferry_target_meeting *meeting;
 	bool no_trace; /* keep no records of faults */

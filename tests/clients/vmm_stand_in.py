@@ -14,6 +14,7 @@ unregistered=1      no memory is registered
 wrong=1             an address where nothing is
 late=1              the message comes in two parts, the descriptor with the second
 late=told           the same; it says {"late": PID} after the first, and waits for a line before the second
+uid=65534           is this user's from before it connects
 first=1             touches a page at once, and tells how long it took from before the message to the end of that
 """
 import ctypes
@@ -120,6 +121,8 @@ class Vmm:
     def connect(self, path, options):
         text = json.dumps([self.describe(r, options) for r in self.regions], separators=(",", ":")).encode()
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if options.get("uid"):
+            os.setuid(int(options["uid"]))
         self.socket.connect(path)
         fds = [self.uffd] + [os.memfd_create("extra") for _ in range(int(options.get("fds", 1)) - 1)]
         self.sent_at = time.perf_counter()

@@ -63,7 +63,8 @@ def link_breaks_and_comes_back(folder):
 def killed_worker_is_replaced(folder):
     need_root()
     path = snapshot(folder, 32 * MIB)
-    with Serve("--file", path, "--max-rate", "4M") as s:
+    # One worker after the other is the same target there, and has its place.
+    with Serve("--file", path, "--max-rate", "4M", "--max-sessions", "1") as s:
         with Handler(folder, "--from", s.address, "--plaintext") as h, Vmm(h, path, 32 * MIB) as vm:
             vm.connected()
             for i in range(2):

@@ -149,6 +149,42 @@ def vmms_that_die_make_room(folder):
         assert h.stop()[0] == 0
 
 
+def vmms_that_die_leave_their_places(folder):
+    """More of them than sessions that the handler's page server has room for."""
+    need_root()
+    path = snapshot(folder, 16 * MIB)
+    with Handler(folder, "--file", path, "--max-rate", "1M", "--max-vms", "1") as h:
+        for _ in range(24):
+            with Vmm(h, path, 16 * MIB) as vm:
+                vm.connected().good("touch", 1)
+            h.event("vm-gone", vmm_pid=vm.pid)
+        assert h.stop()[0] == 0
+
+
+def vmm_of_another_user_is_turned_away(folder):
+    """Also where the socket's mode would let it in. The others don't notice."""
+    need_root()
+    os.chmod(folder, 0o755)
+    path = snapshot(folder, 16 * MIB)
+    with Handler(folder, "--file", path, "--max-rate", SLOW, "--user", "65533") as h:
+        made = os.stat(h.socket)
+        assert (made.st_uid, made.st_mode & 0o777) == (65533, 0o600), made
+        os.chmod(h.socket, 0o666)
+        with Vmm(h, path, 16 * MIB, uid=65533) as vm:
+            vm.connected()
+            h.event("vm-filling", vmm_pid=vm.pid)
+            with Vmm(h, path, 16 * MIB, uid=65534) as other:
+                said = h.event("turned-away")["error"]
+                assert f"process {other.pid} of user 65534 may not connect; see --user" in said, said
+            assert [v["vmm_pid"] for v in h.status()["vm_list"]] == [vm.pid]
+            vm.good("verify")
+            h.event("vm-complete", vmm_pid=vm.pid)
+        with Vmm(h, path, MIB) as vm:
+            vm.connected().good("verify")
+            h.event("vm-complete", vmm_pid=vm.pid)
+        assert h.stop()[0] == 0
+
+
 def vmms_that_die_at_once_are_gone(folder):
     """Not refused: their memory has gone, their connection is open still."""
     need_root()
@@ -320,6 +356,8 @@ if __name__ == "__main__":
                 there_is_nothing_to_record_but_to_watch,
                 discarded_pages_are_zero,
                 vmms_that_die_make_room,
+                vmms_that_die_leave_their_places,
+                vmm_of_another_user_is_turned_away,
                 vmms_that_die_at_once_are_gone,
                 memory_that_was_not_registered_is_told,
                 many_at_once,

@@ -179,9 +179,59 @@ Test(sessions, begin_with_their_control_connection)
 	world_fini(&w);
 }
 
-Test(sessions, are_as_many_as_configured_and_lost_ones_make_room)
+Test(sessions, are_as_many_as_configured_and_lost_ones_keep_their_place)
 {
 	struct ferry_server_config config = {.max_sessions = 2};
+	struct client a, b, c;
+	struct world w;
+
+	world_init(&w, 100, true, &config, true);
+	client_init(&a, &w, 1, 1);
+	client_init(&b, &w, 2, 1);
+	client_init(&c, &w, 3, 1);
+	client_open(&a);
+	client_open(&b);
+	client_close(&a);
+	expect_event(&w, FERRY_SERVER_LINK_LOST, NULL);
+	for (int i = 0; i < 3; i++)
+		expect_refusal(&c, FERRY_ROLE_CONTROL, 0, FERRY_ERROR_BUSY);
+	cr_assert(strstr(c.m.error.text, "(2), of which 1 lost"), "%s", c.m.error.text);
+	a.epoch = 1;
+	client_open(&a);
+	client_start_push(&a, 0);
+	client_take_push(&a);
+	client_fini(&a);
+	client_fini(&b);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(sessions, that_took_no_layout_make_room_once_they_are_lost)
+{
+	struct ferry_server_config config = {.max_sessions = 1};
+	struct client stranger, c;
+	struct world w;
+	int fd;
+
+	world_init(&w, 100, true, &config, true);
+	client_init(&stranger, &w, 1, 1);
+	client_init(&c, &w, 2, 1);
+	fd = client_dial(&stranger, FERRY_ROLE_CONTROL, 0);
+	must(stranger.m.type == FERRY_FRAME_WELCOME);
+	expect_refusal(&c, FERRY_ROLE_CONTROL, 0, FERRY_ERROR_BUSY);
+	close(fd);
+	expect_event(&w, FERRY_SERVER_LINK_LOST, NULL);
+	client_open(&c);
+	client_start_push(&c, 0);
+	client_take_push(&c);
+	client_fini(&stranger);
+	client_fini(&c);
+	world_fini(&w);
+}
+
+Test(sessions, of_a_server_of_ones_own_make_room_once_they_are_lost)
+{
+	struct ferry_server_config config = {.max_sessions = 2, .gives_up_lost = true};
 	struct client a, b, c;
 	struct world w;
 

@@ -122,6 +122,12 @@ static bool reads_another(void)
 	return process_vm_readv(getpid(), NULL, 0, NULL, 0, 0) == 0;
 }
 
+/* On nobody: what matters is whether the kernel is asked. */
+static bool advises_on_another(void)
+{
+	return syscall(SYS_process_madvise, -1, NULL, 0, 0, 0) < 0 && errno == EBADF;
+}
+
 static bool sets_up_ring(void)
 {
 	return syscall(SYS_io_uring_setup, 0, NULL) >= 0 || errno != ENOSYS;
@@ -189,6 +195,8 @@ Test(confine, other_processes_are_for_those_who_attach)
 	cr_expect_eq(outcome(CONFINE_SERVES | CONFINE_READS, reads_another), FINE);
 	cr_expect_eq(outcome(CONFINE_ATTACHES, is_traced), FINE);
 	cr_expect_eq(outcome(CONFINE_ATTACHES, writes_another), FINE);
+	cr_expect_eq(outcome(CONFINE_ATTACHES, advises_on_another), FAILED);
+	cr_expect_eq(outcome(CONFINE_ATTACHES | CONFINE_ADVISES, advises_on_another), FINE);
 }
 
 Test(confine, io_uring_is_for_those_who_serve)
