@@ -60,8 +60,8 @@ static int send_pages(struct ferry_cloudhv *s, struct ferry_run run,
 	while (run.n_pages) {
 		uint32_t n = FERRY_MIN(run.n_pages, PIECE_PAGES);
 		const void *data;
-		int rc = ferry_source_pages(s->config.sources[run.region], run.first_page, n,
-					    s->scratch, &data);
+		int rc = ferry_source_read(s->config.sources[run.region], run.first_page, n,
+					   s->scratch, &data, STALL_MS, s->stop_fd);
 
 		if (rc < 0)
 			return lost(f, rc, asked);
