@@ -121,6 +121,7 @@ struct vm {
 struct origin {
 	const struct ferry_addr *from; /* a page server; NULL: the file */
 	bool takes_over;	       /* a worker before it, which gave nothing */
+	bool is_patient;	       /* it waits for the page server, as its VMs do */
 };
 
 struct worker {
@@ -327,6 +328,7 @@ static int open_worker(struct worker *w, struct ferry_failure *f)
 	struct ferry_image_config image = {.fd = from ? -1 : snapshot_fd,
 					   .from = from,
 					   .stop_fd = -1,
+					   .is_patient = w->origin->is_patient,
 					   .max_vms = N_VMS,
 					   .log = &w->log};
 	struct ferry_handler_config config = {.max_vms = N_VMS, .start = &w->start, .log = &w->log};
@@ -585,11 +587,15 @@ static enum fault_outcome run_working_set(const void *arg, char why[256])
 int main(int argc, char **argv)
 {
 	static const struct origin file = {0}, server = {.from = &page_server},
-				   before = {.takes_over = true};
+				   before = {.takes_over = true},
+				   patient = {.from = &page_server,
+					      .takes_over = true,
+					      .is_patient = true};
 	static const struct fault_scenario scenarios[] = {
 		{"worker", run_worker, &file},
 		{"worker of a page server", run_worker, &server},
 		{"worker that takes over", run_worker, &before},
+		{"worker that takes over and waits", run_worker, &patient},
 		{"keeper", run_keeper, NULL},
 		{"working set", run_working_set, NULL},
 	};

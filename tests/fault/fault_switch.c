@@ -95,10 +95,10 @@ static void fill_ram(uint8_t *ram)
 	}
 }
 
+/* Whoever has left does not hear it; the next one is let in. */
 static void say(struct player *p, const char *text)
 {
-	if (ferry_net_write_all(p->fd, text, strlen(text), LIMIT_MS, -1) < 0)
-		_exit(0);
+	(void)ferry_net_write_all(p->fd, text, strlen(text), LIMIT_MS, -1);
 }
 
 static void say_event(struct player *p, const char *name, const char *status)
@@ -631,7 +631,7 @@ static enum fault_outcome run(const void *arg, char why[256])
 	outcome = judge(&from, &to, &m, why);
 	stop_vmm(&from);
 	stop_vmm(&to);
-	if (outcome != FAULT_WRONG && count_records())
+	if (outcome != FAULT_WRONG && count_records() && !fault_has_struck_in(FAULT_unlink))
 		return WRONG("records are left");
 	return outcome;
 }
