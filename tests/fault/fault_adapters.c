@@ -64,6 +64,17 @@ static int read_all(int fd, void *buf, size_t len)
 	return ferry_net_read_all(fd, buf, len, LIMIT_MS, -1);
 }
 
+/* What passes must not end what nobody can resume. */
+static bool was_shortage(void)
+{
+	static const int errors[] = {ENOMEM, ENOBUFS, EMFILE, EAGAIN, EINTR, FAULT_SHORT};
+
+	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++)
+		if (fault_has_struck_with(errors[i]))
+			return true;
+	return false;
+}
+
 /* --- CRIU ----------------------------------------------------------------------------------------
  */
 
@@ -76,7 +87,8 @@ struct criu {
 	struct ferry_log log;
 	_Atomic bool accused; /* it is said to have run */
 	_Atomic uint32_t n_said;
-	char said[200]; /* first */
+	char said[200];	  /* first */
+	uint64_t n_pages; /* that came */
 };
 
 static void note_line(void *ctx, enum ferry_log_level level, const char *line)
@@ -93,8 +105,10 @@ static int may_release(void *ctx)
 	struct criu *c = ctx;
 	int looked = ferry_still_look(&c->still);
 
-	c->accused |= !looked || looked == -ESRCH;
-	return looked == 1 ? 0 : looked ? looked : -ESTALE;
+	if (looked < 0 && looked != -ESRCH)
+		return -EAGAIN;
+	c->accused |= looked != 1;
+	return looked == 1 ? 0 : -ESTALE;
 }
 
 static int open_criu(struct criu *c, struct ferry_failure *f)
@@ -127,7 +141,7 @@ static int open_criu(struct criu *c, struct ferry_failure *f)
 
 /* Return: 0 when all pages came and were right, and the server was done too; a negative errno when
  * the connection ended; 1 when something is wrong. */
-static int restore(const struct criu *c, char *why)
+static int restore(struct criu *c, char *why)
 {
 	_cleanup_close_ int fd = ferry_net_dial(&c->address, LIMIT_MS, -1, NULL);
 	uint8_t header[FERRY_CRIU_HEADER_NEW];
@@ -162,6 +176,7 @@ static int restore(const struct criu *c, char *why)
 				return 1;
 			}
 		n += m.n_pages;
+		c->n_pages += m.n_pages;
 	}
 	m = (struct ferry_criu_message){.command = FERRY_CRIU_CLOSE};
 	ferry_criu_encode(&m, sizeof(header), header);
@@ -177,6 +192,8 @@ static enum fault_outcome use_criu(struct criu *c, char *why)
 	struct ferry_criu_stats st;
 	int first = restore(c, why), second = first;
 
+	if (first < 0 && c->n_pages && was_shortage())
+		return WRONG("it was left in its middle: %.150s", c->said);
 	if (first < 0)
 		second = restore(c, why);
 	if (first > 0 || second > 0)
@@ -367,6 +384,8 @@ static enum fault_outcome judge_cloud(const struct cloud *c, char *why)
 			     f.text);
 	if (rc && c->runs != (f.consequence == FERRY_LOST))
 		return WRONG("%s: %.150s", c->runs ? "it runs" : "it does not run", f.text);
+	if (rc && c->runs && was_shortage())
+		return WRONG("a VM that runs is lost: %.150s", f.text);
 	snprintf(why, 256, "%.200s", f.text);
 	return rc ? c->runs ? FAULT_GIVEN_UP : FAULT_REFUSED : FAULT_SURVIVED;
 }
