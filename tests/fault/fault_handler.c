@@ -207,8 +207,9 @@ static bool start_vm(struct worker *w, unsigned int n)
 	snprintf(v->message, sizeof(v->message),
 		 "[{\"base_host_virt_addr\":%llu,\"size\":%zu,\"offset\":0,\"page_size\":4096}]",
 		 (unsigned long long)(uintptr_t)v->memory, BYTES);
+	/* Something behind its message: whether it has hung up is looked at once more. */
 	return (w->origin->takes_over ? keep_vm(w, n, ends[1]) : hand_vm(w, n, ends[1])) &&
-	       !pthread_create(&v->guest, NULL, be_guest, v);
+	       write(v->conn, "", 1) == 1 && !pthread_create(&v->guest, NULL, be_guest, v);
 }
 
 /* What the keeper is told. */
@@ -306,6 +307,9 @@ static enum fault_outcome judge_vms(const struct worker *w, char *why)
 		n_complete += v->state == FERRY_VM_COMPLETE;
 		if (v->wrong)
 			return WRONG("a page is wrong");
+		/* A VMM whose connection is reset has ended. */
+		if (v->state == FERRY_VM_GONE && fault_has_struck_with(ECONNRESET))
+			continue;
 		if (v->state == FERRY_VM_GONE)
 			return WRONG("a VM is said to have ended");
 		if (v->state == FERRY_VM_REFUSED && !v->told)

@@ -109,6 +109,25 @@ static bool is_told(int rc, const struct ferry_failure *f)
 /* --- the memory, and who uses it -----------------------------------------------------------------
  */
 
+/* What is lost must not be read as anything: by a system call, which has an error for that. */
+static bool can_read(const struct run *r, uint64_t page, uint8_t out[PAGE])
+{
+	struct iovec to = {out, PAGE}, from = {r->memory + page * PAGE, PAGE};
+
+	return process_vm_readv(getpid(), &to, 1, &from, 1, 0) == PAGE;
+}
+
+/* One that the source could not read once is lost, too. */
+static bool is_right(const struct run *r, uint64_t page)
+{
+	uint8_t copy[PAGE];
+
+	if (!r->v->n_there)
+		return page_is_right(r->memory + page * PAGE, page);
+	return can_read(r, page, copy) ? page_is_right(copy, page)
+				       : fault_has_struck_in(FAULT_pread64);
+}
+
 static void *read_pages(void *arg)
 {
 	struct run *r = arg;
@@ -117,8 +136,7 @@ static void *read_pages(void *arg)
 	fault_exempt = true;
 	while (!r->stop) {
 		x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-		if (!page_is_right(r->memory + x % n_there(r->v) * PAGE, x % n_there(r->v)) &&
-		    !r->over)
+		if (!is_right(r, x % n_there(r->v)) && !r->over)
 			r->wrong = true;
 	}
 	return NULL;
@@ -314,18 +332,10 @@ static int new_target(struct run *r, struct ferry_failure *f)
 /* --- what came of it -----------------------------------------------------------------------------
  */
 
-/* What is lost must not be read as anything. */
-static bool can_read(const struct run *r, uint64_t page)
-{
-	char b[1];
-	struct iovec to = {b, 1}, from = {r->memory + page * PAGE, 1};
-
-	return process_vm_readv(getpid(), &to, 1, &from, 1, 0) == 1;
-}
-
 static enum fault_outcome judge(struct run *r, char *why)
 {
 	struct ferry_target_stats st;
+	uint8_t copy[PAGE];
 
 	ferry_target_stats(r->target, &st);
 	if (r->v->elsewhere) {
@@ -336,9 +346,10 @@ static enum fault_outcome judge(struct run *r, char *why)
 		    status)
 			return WRONG("its memory is wrong");
 		r->pid = 0;
-	} else if (!all_is_right(r->memory, n_there(r->v))) {
-		return WRONG("its memory is wrong");
 	}
+	for (uint64_t p = 0; !r->v->elsewhere && p < n_there(r->v); p++)
+		if (!is_right(r, p))
+			return WRONG("page %llu is wrong", (unsigned long long)p);
 	if (r->v->verified && (!st.verified.done || st.verified.wrong || st.verified.unknown))
 		return WRONG("%llu wrong, %llu unknown pages",
 			     (unsigned long long)st.verified.wrong,
@@ -346,7 +357,7 @@ static enum fault_outcome judge(struct run *r, char *why)
 	if (!fault_has_struck() && r->v->verified && !st.verified.read_back)
 		return WRONG("it was not read back");
 	for (uint64_t p = n_there(r->v); p < r->v->n_pages; p++)
-		if (word(p, 1) && can_read(r, p))
+		if (word(p, 1) && can_read(r, p, copy))
 			return WRONG("page %llu is lost and can be read", (unsigned long long)p);
 	if (r->v->n_there && !r->lost)
 		return WRONG("nobody was told that pages are lost");
