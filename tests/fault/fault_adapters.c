@@ -252,6 +252,7 @@ struct cloud {
 	struct ferry_cloud_snapshot snapshot;
 	struct ferry_cloudhv *server;
 	int listen_fd, main_fd, fault_fd; /* owned */
+	bool is_ready;			  /* it may be told to run */
 	bool runs, is_whole;		  /* it was told to; it has all of its memory */
 };
 
@@ -348,8 +349,10 @@ static void be_target(struct cloud *c, char *why)
 		return;
 	c->fault_fd = accept_one(c);
 	if (c->fault_fd < 0 || !receive(c, c->fault_fd, role, sizeof(role)) ||
-	    !take(c, FERRY_CLOUDHV_STATE, "memory-manager", why) || !get_page(c, 5, why) ||
-	    !answer(c->main_fd) || !take(c, FERRY_CLOUDHV_COMPLETE, NULL, why))
+	    !take(c, FERRY_CLOUDHV_STATE, "memory-manager", why) || !get_page(c, 5, why))
+		return;
+	c->is_ready = answer(c->main_fd);
+	if (!c->is_ready || !take(c, FERRY_CLOUDHV_COMPLETE, NULL, why))
 		return;
 	c->runs = true;
 	if (!answer(c->main_fd))
@@ -382,8 +385,10 @@ static enum fault_outcome judge_cloud(const struct cloud *c, char *why)
 	if (!rc != c->is_whole)
 		return WRONG("%s: %.150s", rc ? "it has everything" : "it has not everything",
 			     f.text);
-	if (rc && c->runs != (f.consequence == FERRY_LOST))
-		return WRONG("%s: %.150s", c->runs ? "it runs" : "it does not run", f.text);
+	if (rc && c->runs && f.consequence != FERRY_LOST)
+		return WRONG("it runs: %.150s", f.text);
+	if (rc && !c->is_ready && f.consequence == FERRY_LOST)
+		return WRONG("there is nothing to be lost: %.150s", f.text);
 	if (rc && c->runs && was_shortage())
 		return WRONG("a VM that runs is lost: %.150s", f.text);
 	snprintf(why, 256, "%.200s", f.text);

@@ -445,8 +445,9 @@ static void be_vmm(const struct ferry_addr *a)
 
 		if (fd < 0)
 			_exit(1);
+		/* Sooner than the worker, should its word have been lost. */
 		if (!ferry_uffd_send(&any, fd, "[{}]", 4) &&
-		    !ferry_net_read_all(fd, &answer, 1, LIMIT_MS, -1) && answer == 'k')
+		    !ferry_net_read_all(fd, &answer, 1, LIMIT_MS / 4, -1) && answer == 'k')
 			_exit(0);
 		close(fd);
 	}
