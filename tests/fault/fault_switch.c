@@ -632,7 +632,8 @@ static enum fault_outcome run(const void *arg, char why[256])
 	stop_vmm(&from);
 	stop_vmm(&to);
 	if (outcome != FAULT_WRONG && count_records() && !fault_has_struck_in(FAULT_unlink))
-		return WRONG("records are left");
+		return WRONG("records are left (%d: %.100s; %d: %.100s)", m.source.outcome,
+			     m.source.f.text, m.target.outcome, m.target.f.text);
 	return outcome;
 }
 
