@@ -61,27 +61,28 @@ static int open_dir(const char *dir, char path[PATH_MAX_BYTES])
 	return fd;
 }
 
-/* Field 22 of /proc/PID/stat; 0 when it can't be told. */
-static uint64_t started(pid_t pid)
+/* Field 22 of /proc/PID/stat. Errors: -ESRCH, it has ended; others when it can't be told this time.
+ */
+static int started(pid_t pid, uint64_t *out)
 {
-	_cleanup_fclose_ FILE *file = NULL;
-	unsigned long long v = 0;
+	_cleanup_close_ int fd = -1;
 	char text[1024];
 	const char *p;
+	ssize_t n;
 
 	snprintf(text, sizeof(text), "/proc/%d/stat", (int)pid);
-	file = fopen(text, "re");
-	if (!file)
-		return 0;
-	text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	if (n < 0)
+		return errno == ENOENT ? -ESRCH : -errno;
+	text[n] = '\0';
 	p = strrchr(text, ')'); /* the name before it may hold anything */
-	if (!p)
-		return 0;
 	for (int field = 2; field < 22 && p; field++)
 		p = strchr(p + 1, ' ');
-	if (p)
-		v = strtoull(p + 1, NULL, 10);
-	return v;
+	if (!p)
+		return -EIO;
+	*out = strtoull(p + 1, NULL, 10);
+	return 0;
 }
 
 /* 0 when it can't be told. */
@@ -118,12 +119,16 @@ static bool is_file_gone(const struct ferry_keep_file *f)
 	return st.st_dev != f->dev || st.st_ino != f->ino;
 }
 
-/* What it is about. @file: behind the head, when that is a file */
+/* What it is about: one that we can't look for may be. @file: behind the head, if that is a file */
 static bool is_there(const struct ferry_keep_head *h, const struct ferry_keep_file *file)
 {
+	uint64_t now;
+	int rc;
+
 	if (!h->pid)
 		return h->bytes >= sizeof(*h) + sizeof(*file) && !is_file_gone(file);
-	return h->started && h->started == started(h->pid);
+	rc = started(h->pid, &now);
+	return rc < 0 ? rc != -ESRCH : h->started == now;
 }
 
 /* The directory may be given to us together with others, who have files there that only they know.
@@ -333,7 +338,11 @@ int ferry_keep_write(const struct ferry_keep *k, void *record, size_t bytes, pid
 	memcpy(h->magic, MAGIC, sizeof(h->magic));
 	h->bytes = (uint32_t)bytes;
 	h->pid = pid;
-	h->started = pid ? started(pid) : 0;
+	h->started = 0;
+	rc = pid ? started(pid, &h->started) : 0;
+	/* Of one that has just ended it is a record all the same. */
+	if (rc < 0 && rc != -ESRCH)
+		return rc;
 	h->checksum = checksum(h, bytes);
 	while (done < bytes) {
 		ssize_t n =

@@ -299,9 +299,19 @@ int ferry_net_wait(int fd, short events, int timeout_ms, int stop_fd)
 	}
 }
 
+/* After an error @err: 0 when the call is to be made again, as the kernel lacked memory for it. */
+static int wait_for_memory(int err, int *waited_ms, int timeout_ms, int stop_fd)
+{
+	if ((err != ENOMEM && err != ENOBUFS) || (timeout_ms >= 0 && *waited_ms >= timeout_ms))
+		return -err;
+	*waited_ms += SHORT_MEMORY_MS;
+	return ferry_net_wait(stop_fd, POLLIN, SHORT_MEMORY_MS, -1) == -ETIMEDOUT ? 0 : -ECANCELED;
+}
+
 int ferry_net_read_all(int fd, void *buf, size_t len, int timeout_ms, int stop_fd)
 {
 	char *p = buf;
+	int waited_ms = 0, rc;
 
 	while (len) {
 		ssize_t n = recv(fd, p, len, MSG_DONTWAIT);
@@ -313,14 +323,12 @@ int ferry_net_read_all(int fd, void *buf, size_t len, int timeout_ms, int stop_f
 		}
 		if (!n)
 			return -ECONNRESET;
-		if (errno == EAGAIN) {
-			int rc = ferry_net_wait(fd, POLLIN, timeout_ms, stop_fd);
-
-			if (rc < 0)
-				return rc;
-		} else if (errno != EINTR) {
-			return -errno;
-		}
+		if (errno == EINTR)
+			continue;
+		rc = errno == EAGAIN ? ferry_net_wait(fd, POLLIN, timeout_ms, stop_fd)
+				     : wait_for_memory(errno, &waited_ms, timeout_ms, stop_fd);
+		if (rc < 0)
+			return rc;
 	}
 	return 0;
 }
@@ -334,6 +342,8 @@ int ferry_net_write_all(int fd, const void *buf, size_t len, int timeout_ms, int
 
 int ferry_net_writev_all(int fd, struct iovec *iov, int n_iov, int timeout_ms, int stop_fd)
 {
+	int waited_ms = 0, rc;
+
 	while (n_iov) {
 		struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)n_iov};
 		ssize_t n;
@@ -343,17 +353,18 @@ int ferry_net_writev_all(int fd, struct iovec *iov, int n_iov, int timeout_ms, i
 			continue;
 		}
 		n = sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
-		if (n < 0 && errno == EAGAIN) {
-			int rc = ferry_net_wait(fd, POLLOUT, timeout_ms, stop_fd);
-
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EPIPE)
+			return -ECONNRESET;
+		if (n < 0) {
+			rc = errno == EAGAIN
+				     ? ferry_net_wait(fd, POLLOUT, timeout_ms, stop_fd)
+				     : wait_for_memory(errno, &waited_ms, timeout_ms, stop_fd);
 			if (rc < 0)
 				return rc;
 			continue;
 		}
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return errno == EPIPE ? -ECONNRESET : -errno;
 		while (n_iov && (size_t)n >= iov->iov_len) {
 			n -= (ssize_t)iov->iov_len;
 			iov++, n_iov--;

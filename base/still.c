@@ -14,38 +14,45 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/util.h"
 
 #define SETTLE_MS     2
 #define SETTLE_ROUNDS 10
 
 /* Reads a small file of /proc or /sys as text. */
-static bool read_text(const char *path, char *out, size_t size)
+static int read_text(const char *path, char *out, size_t size)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t n = fd < 0 ? -1 : read(fd, out, size - 1);
 
 	if (n < 0)
-		return false;
+		return -errno;
 	out[n] = '\0';
-	return true;
+	return 0;
 }
 
-static bool is_frozen(pid_t pid)
+/* Return: 1 or 0; a negative errno when that can't be told this time. */
+static int is_frozen(pid_t pid)
 {
 	char path[4300], text[4096], *group, *end;
+	int rc;
 
 	snprintf(path, sizeof(path), "/proc/%d/cgroup", (int)pid);
-	if (!read_text(path, text, sizeof(text)))
-		return false;
+	rc = read_text(path, text, sizeof(text));
+	if (rc < 0)
+		return ferry_is_shortage(rc) ? rc : 0;
 	group = strstr(text, "0::/");
 	if (!group)
-		return false;
+		return 0;
 	group += 3;
 	end = strchr(group, '\n');
 	if (end)
 		*end = '\0';
 	snprintf(path, sizeof(path), "/sys/fs/cgroup%s/cgroup.events", group);
-	return read_text(path, text, sizeof(text)) && strstr(text, "frozen 1");
+	rc = read_text(path, text, sizeof(text));
+	if (rc < 0)
+		return ferry_is_shortage(rc) ? rc : 0;
+	return strstr(text, "frozen 1") != NULL;
 }
 
 static DIR *open_tasks(pid_t pid)
@@ -56,28 +63,45 @@ static DIR *open_tasks(pid_t pid)
 	return opendir(path);
 }
 
+/* Return: whether there is one more; @rc: when that can't be told. */
+static bool next_task(DIR *tasks, struct dirent **e, int *rc)
+{
+	do {
+		errno = 0;
+		*e = readdir(tasks);
+	} while (*e && (*e)->d_name[0] == '.');
+	/* A process that has ended has none. */
+	if (!*e && errno && errno != ENOENT && errno != ESRCH && !*rc)
+		*rc = -errno;
+	return *e;
+}
+
 int ferry_still_check(pid_t pid)
 {
 	DIR *tasks = open_tasks(pid);
 	char path[300], text[512];
 	bool running = false;
 	struct dirent *e;
+	int rc = 0;
 
 	if (!tasks)
 		return errno == ENOENT ? -ESRCH : -errno;
-	while ((e = readdir(tasks))) {
+	while (!rc && next_task(tasks, &e, &rc)) {
 		char *state;
 
-		if (e->d_name[0] == '.')
-			continue;
 		snprintf(path, sizeof(path), "/proc/%d/task/%s/stat", (int)pid, e->d_name);
-		if (!read_text(path, text, sizeof(text)))
+		rc = read_text(path, text, sizeof(text));
+		if (rc == -ENOENT || rc == -ESRCH) {
+			rc = 0; /* it has ended */
 			continue;
-		state = strrchr(text, ')');
+		}
+		state = rc ? NULL : strrchr(text, ')');
 		running |= state && !strchr("TtZX", state[2]);
 	}
 	closedir(tasks);
-	return !running || is_frozen(pid);
+	if (rc < 0)
+		return rc;
+	return running ? is_frozen(pid) : 1;
 }
 
 /* FNV-1a */
@@ -101,6 +125,8 @@ static int add_thread(pid_t pid, const char *thread, uint64_t *sum)
 	while (fgets(line, sizeof(line), file))
 		if (!strncmp(line, "Pid:", 4) || strstr(line, "_ctxt_switches:"))
 			*sum = add(*sum, line);
+	if (ferror(file) && errno != ESRCH)
+		return -errno;
 	return 0;
 }
 
@@ -112,8 +138,8 @@ static int read_mark(pid_t pid, uint64_t seed, uint64_t *out)
 	int rc = tasks || errno == ENOENT || errno == ESRCH ? 0 : -errno;
 
 	*out = seed ^ UINT64_C(0xcbf29ce484222325);
-	while (tasks && (e = readdir(tasks))) {
-		int one = e->d_name[0] == '.' ? 0 : add_thread(pid, e->d_name, out);
+	while (tasks && next_task(tasks, &e, &rc)) {
+		int one = add_thread(pid, e->d_name, out);
 
 		rc = rc ? rc : one;
 	}

@@ -14,7 +14,7 @@
 #include "handler/keeper_link.h"
 
 #define N_EVENTS	64u
-#define SHORT_MEMORY_MS 1 /* until a wait is tried again */
+#define SHORT_MEMORY_MS 1 /* until what lacked it is tried again */
 
 struct ferry_handler {
 	struct ferry_handler_config config;
@@ -33,6 +33,15 @@ struct ferry_handler {
 
 /* --- to the keeper ---------------------------------------------------------------------------- */
 
+/* Is what could not be sent to be sent again? Waits until then. */
+static bool may_send_again(const struct ferry_handler *h, int rc)
+{
+	if (rc == -EAGAIN)
+		return ferry_net_wait(h->config.start->link, POLLOUT, -1, h->stop_fd) == 0;
+	return ferry_is_shortage(rc) &&
+	       ferry_net_wait(h->stop_fd, POLLIN, SHORT_MEMORY_MS, -1) == -ETIMEDOUT;
+}
+
 /* VMs' threads. Return: 0 also when there is no keeper any more. */
 static int send_keeper(struct ferry_handler *h, enum ferry_keeper_type type, uint64_t id, int fd)
 {
@@ -46,8 +55,7 @@ static int send_keeper(struct ferry_handler *h, enum ferry_keeper_type type, uin
 	p.fds[1] = -1;
 	do
 		rc = ferry_keeper_send(h->config.start->link, &p);
-	while (rc == -EAGAIN &&
-	       ferry_net_wait(h->config.start->link, POLLOUT, -1, h->stop_fd) == 0);
+	while (may_send_again(h, rc));
 	return rc == -EPIPE || rc == -ECONNRESET ? 0 : rc;
 }
 

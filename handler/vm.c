@@ -224,7 +224,7 @@ static bool has_hung_up(struct ferry_vm *vm)
 	char drain[256];
 	ssize_t n = recv(vm->config.conn, drain, sizeof(drain), MSG_DONTWAIT);
 
-	return !n || (n < 0 && errno != EAGAIN && errno != EINTR);
+	return !n || (n < 0 && errno != EINTR && !ferry_is_shortage(-errno));
 }
 
 /* Wait for news of the target, if there is one, the VMM or the owner. Return: the state that

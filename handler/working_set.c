@@ -115,14 +115,15 @@ int ferry_working_set_runs(const struct ferry_working_set *w, struct ferry_worki
 int ferry_working_set_print(const struct ferry_working_set *w, char **out, size_t *len)
 {
 	struct ferry_working_run *runs;
+	size_t n, text_len = 0;
+	char *text = NULL;
 	bool is_whole;
-	size_t n;
 	FILE *to;
 	int rc = ferry_working_set_runs(w, &runs, &n);
 
 	if (rc < 0)
 		return rc;
-	to = open_memstream(out, len);
+	to = open_memstream(&text, &text_len);
 	if (!to) {
 		free(runs);
 		return -ENOMEM;
@@ -136,10 +137,13 @@ int ferry_working_set_print(const struct ferry_working_set *w, char **out, size_
 	fputs(LAST_LINE, to);
 	free(runs);
 	is_whole = !ferror(to);
-	if (!fclose(to) && is_whole)
-		return 0;
-	free(*out);
-	return -ENOMEM;
+	if (fclose(to) || !is_whole) {
+		free(text);
+		return -ENOMEM;
+	}
+	*out = text;
+	*len = text_len;
+	return 0;
 }
 
 /* A number and what follows it, which must be @end. */

@@ -27,6 +27,7 @@ struct ferry_cloudhv {
 	int control_fd, fault_fd; /* owned */
 	pthread_t thread, server;
 	bool is_running;
+	bool was_told; /* main thread's: the target, that the VM is its own */
 	uint64_t pages_total;
 	_Atomic uint64_t pages_known, wire_bytes, requests;
 	atomic_int stage;
@@ -60,8 +61,8 @@ static int send_pages(struct ferry_cloudhv *s, struct ferry_run run,
 	while (run.n_pages) {
 		uint32_t n = FERRY_MIN(run.n_pages, PIECE_PAGES);
 		const void *data;
-		int rc = ferry_source_pages(s->config.sources[run.region], run.first_page, n,
-					    s->scratch, &data);
+		int rc = ferry_source_read(s->config.sources[run.region], run.first_page, n,
+					   s->scratch, &data, STALL_MS, s->stop_fd);
 
 		if (rc < 0)
 			return lost(f, rc, asked);
@@ -246,11 +247,11 @@ static int hand_over(struct ferry_cloudhv *s, struct ferry_failure *f)
 
 	if (!rc)
 		rc = wait_begun(s, f);
-	if (!rc)
-		rc = request(
-			s, c->leave_paused ? FERRY_CLOUDHV_COMPLETE_PAUSED : FERRY_CLOUDHV_COMPLETE,
-			NULL, "the end of the migration", f);
-	return rc;
+	if (rc < 0)
+		return rc;
+	s->was_told = true;
+	return request(s, c->leave_paused ? FERRY_CLOUDHV_COMPLETE_PAUSED : FERRY_CLOUDHV_COMPLETE,
+		       NULL, "the end of the migration", f);
 }
 
 static int serve_to_end(struct ferry_cloudhv *s, struct ferry_failure *f)
@@ -301,6 +302,11 @@ static int converse(struct ferry_cloudhv *s, struct ferry_failure *f)
 	if (s->served < 0 && s->served != -ECANCELED && s->served != -ECONNRESET) {
 		*f = s->serve_failure;
 		rc = s->served;
+	}
+	/* A target that has not answered may have it, and gets no more pages. */
+	if (s->was_told && f->consequence == FERRY_LINK) {
+		f->consequence = FERRY_LOST;
+		ferry_fail_prefix(f, "the VM may be on the target, and is lost");
 	}
 	return rc;
 }

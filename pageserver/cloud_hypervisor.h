@@ -14,6 +14,7 @@
  *  - Up to Complete what goes wrong is an error, and the target drops the VM. A target that was not
  *    told to be one for post-copy takes the VM, and would run it on zeros: it asks for no pages, so
  *    it is never told to run.
+ *  - Complete without an answer: the target may have the VM, and it is called lost.
  *  - From then on Cloud Hypervisor ends the VM when its connection breaks or a page can't be had;
  *    nothing can be resumed. What was restored from is as it was.
  *  - A request that makes no sense, or asks for memory that is not here, is answered by an error,
@@ -68,7 +69,7 @@ void ferry_cloudhv_stats(const struct ferry_cloudhv *c, struct ferry_cloudhv_sta
 /**
  * ferry_cloudhv_result() - how it ended, once the stage is FERRY_CLOUDHV_ENDED
  * Return: 0, the target has all of its memory; or a negative errno with the story in @f: LOST when
- * the VM was on the target already.
+ * the VM was on the target already, or may have been.
  */
 int ferry_cloudhv_result(const struct ferry_cloudhv *c, struct ferry_failure *f);
 /* Ends the connections and threads. NULL is fine. */

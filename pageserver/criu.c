@@ -57,8 +57,8 @@ static int answer(struct conn *c, const struct ferry_criu_message *get, struct f
 
 	if (rc < 0)
 		return rc;
-	rc = ferry_source_pages(s->config.sources[run.region], run.first_page, run.n_pages, c->scratch,
-				&data);
+	rc = ferry_source_read(s->config.sources[run.region], run.first_page, run.n_pages,
+			       c->scratch, &data, STALL_MS, s->stop_fd);
 	if (rc < 0)
 		return ferry_fail_errno(f, FERRY_LOST, rc, "the page at %#llx can't be had any more",
 					(unsigned long long)get->address);

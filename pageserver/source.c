@@ -2,13 +2,18 @@
 #include "pageserver/source.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/net.h"
+#include "base/util.h"
 #include "pageserver/source_internal.h"
 #include "protocol/checksum.h"
+
+#define AGAIN_MS 10 /* after a shortage */
 
 int ferry_source_describe(struct ferry_source *s, const char *name, uint64_t bytes,
 			  uint32_t page_bytes, struct ferry_failure *f)
@@ -113,6 +118,19 @@ int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_p
 		       const void **data)
 {
 	return s->ops->pages(s, first_page, n_pages, scratch, data);
+}
+
+int ferry_source_read(struct ferry_source *s, uint64_t first_page, uint32_t n_pages, void *scratch,
+		      const void **data, int timeout_ms, int stop_fd)
+{
+	for (int waited_ms = 0;; waited_ms += AGAIN_MS) {
+		int rc = ferry_source_pages(s, first_page, n_pages, scratch, data);
+
+		if (!ferry_is_shortage(rc) || waited_ms >= timeout_ms)
+			return rc;
+		if (ferry_net_wait(stop_fd, POLLIN, AGAIN_MS, -1) != -ETIMEDOUT)
+			return -ECANCELED;
+	}
 }
 
 int ferry_source_disk(const struct ferry_source *s, uint64_t page, uint64_t *offset)

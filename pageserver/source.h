@@ -94,6 +94,11 @@ bool ferry_source_copies(const struct ferry_source *s);
 int ferry_source_pages(struct ferry_source *s, uint64_t first_page, uint32_t n_pages, void *scratch,
 		       const void **data);
 
+/* The same for a thread that may wait: a shortage that passes within @timeout_ms is none.
+ * -ECANCELED on @stop_fd. */
+int ferry_source_read(struct ferry_source *s, uint64_t first_page, uint32_t n_pages, void *scratch,
+		      const void **data, int timeout_ms, int stop_fd);
+
 /* The file that a page is read from when that may take a disk's time; -1 when it can't.
  * @offset: of the page in it. */
 int ferry_source_disk(const struct ferry_source *s, uint64_t page, uint64_t *offset);

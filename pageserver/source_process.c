@@ -204,8 +204,11 @@ static int check_stopped(pid_t pid, struct ferry_failure *f)
 {
 	int rc = ferry_still_check(pid);
 
-	if (rc < 0)
+	if (rc == -ESRCH)
 		return ferry_fail(f, FERRY_REFUSE, rc, "there is no process %d", (int)pid);
+	if (rc < 0)
+		return ferry_fail_errno(f, FERRY_REFUSE, rc,
+					"looking whether process %d is stopped", (int)pid);
 	if (rc)
 		return 0;
 	return ferry_fail(f, FERRY_REFUSE, -EBUSY,

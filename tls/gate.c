@@ -66,8 +66,12 @@ static bool is_welcome(const struct ferry_gate *g, int fd)
 
 	if (!g->is_unix)
 		return true;
-	if (!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) &&
-	    (!peer.uid || peer.uid == geteuid()))
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0) {
+		ferry_warn(g->log, "a connection was refused, as it can't be told whose it is: %s",
+			   strerror(errno));
+		return false;
+	}
+	if (!peer.uid || peer.uid == geteuid())
 		return true;
 	ferry_warn(
 		g->log,

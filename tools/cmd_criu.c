@@ -159,7 +159,9 @@ static int may_release(void *ctx)
 
 	if (!looked || looked == -ESRCH)
 		c->has_changed = true;
-	return looked == 1 ? 0 : looked ? looked : -ESTALE;
+	if (looked < 0 && looked != -ESRCH)
+		return -EAGAIN; /* that can't be told this time */
+	return looked == 1 ? 0 : -ESTALE;
 }
 
 /* From time to time. Private memory of one that has ended tells so by itself, page by page. */

@@ -184,10 +184,16 @@ int ferry_engine_in_place_init(struct ferry_target *t, const struct ferry_target
 		struct ferry_engine_region *r = &t->regions[i];
 		bool was = ferry_pager_is_in_place(&t->pager, i);
 		struct ferry_failure why = {0};
-		int rc;
+		int rc = 0;
 
-		if (c->adopt && !was && r->info.kind == FERRY_MAPPING_SHARED &&
-		    ferry_maps_are_hidden(t->uffd.pid, r->info.start, r->bytes))
+		if (c->adopt && !was && r->info.kind == FERRY_MAPPING_SHARED)
+			rc = ferry_maps_are_hidden(t->uffd.pid, r->info.start, r->bytes);
+		if (rc < 0)
+			return ferry_fail_errno(
+				f, FERRY_REFUSE, rc,
+				"region %u ('%s'): finding out how another target has filled it", i,
+				r->info.desc.name);
+		if (rc)
 			return ferry_fail(f, FERRY_REFUSE, -ENODATA,
 					  "region %u ('%s'): the record of its pages is gone, and "
 					  "nothing else tells which of them are whole; the guest's "

@@ -98,6 +98,8 @@ static int read_status(pid_t pid, pid_t tid, struct thread_status *out)
 		else if (sscanf(line, "Seccomp: %d", &value) == 1)
 			out->seccomp = value;
 	}
+	if (ferror(file))
+		return errno == ESRCH ? -ENOENT : -errno;
 	return 0;
 }
 
@@ -302,7 +304,7 @@ static int find_insn(struct ferry_inject *in)
 		    rights[2] == 'x' && find_insn_within(in, start, end))
 			return 0;
 	}
-	return -ENOENT;
+	return ferror(maps) ? -errno : -ENOENT;
 }
 
 /*

@@ -123,7 +123,11 @@ static int add_mounted(struct devices *d, pid_t pid)
 
 	snprintf(path, sizeof(path), "/proc/%d/mountinfo", (int)pid);
 	file = fopen(path, "re");
-	while (file && !rc && getline(&line, &size, file) > 0) {
+	/* A process that ends has none. */
+	if (!file)
+		return ferry_is_shortage(-errno) ? -errno : 0;
+	errno = 0;
+	while (!rc && getline(&line, &size, file) > 0) {
 		const char *type = strstr(line, " - ");
 		unsigned int major, minor;
 
@@ -134,10 +138,11 @@ static int add_mounted(struct devices *d, pid_t pid)
 		else if (strncmp(type, " - hugetlbfs ", 13) == 0 && page_size_option(type))
 			rc = add_device(d, makedev(major, minor), page_size_option(type));
 	}
-	return rc;
+	/* Without memory for a line that is not in the stream. */
+	return rc ? rc : feof(file) ? 0 : errno ? -errno : -EIO;
 }
 
-/* All that a mapping of @pid may belong to. Return: 0 or -ENOMEM. */
+/* All that a mapping of @pid may belong to. Return: 0 or a negative errno. */
 static int find_devices(struct devices *d, pid_t pid)
 {
 	int rc = add_internal(d, 0);
@@ -406,7 +411,7 @@ int ferry_maps_open(pid_t pid, const struct ferry_mapping *m, int flags)
 	return fd >= 0 ? fd : open_in(pid, "map_files", m, flags);
 }
 
-bool ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes)
+int ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes)
 {
 	_cleanup_fclose_ FILE *file = NULL;
 	char path[64], line[MAPS_LINE_MAX];
@@ -414,7 +419,10 @@ bool ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes)
 
 	snprintf(path, sizeof(path), "/proc/%d/smaps", (int)pid);
 	file = fopen(path, "re");
-	while (file && !found && fgets(line, sizeof(line), file)) {
+	if (!file)
+		return -errno;
+	errno = 0;
+	while (!found && fgets(line, sizeof(line), file)) {
 		uint64_t from, to;
 
 		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " ", &from, &to) == 2)
@@ -422,5 +430,7 @@ bool ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes)
 		else if (inside && !strncmp(line, "VmFlags:", 8))
 			found = strstr(line, " ui");
 	}
+	if (ferror(file))
+		return errno ? -errno : -EIO;
 	return found;
 }

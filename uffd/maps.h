@@ -52,9 +52,10 @@ int ferry_maps_find(pid_t pid, const char *match, struct ferry_mapping **out, si
 int ferry_maps_at(pid_t pid, struct ferry_hva start, uint64_t bytes, struct ferry_mapping *out,
 		  struct ferry_failure *f);
 
-/* Is a part of it registered as ferry_uffd_register_hidden() does? What can't be told counts as no.
+/* Is a part of it registered as ferry_uffd_register_hidden() does?
+ * Return: 1 or 0; a negative errno when that can't be told.
  * Source: proc_pid_smaps(5), VmFlags */
-bool ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes);
+int ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes);
 
 /**
  * ferry_maps_open() - open the file that a mapping is of

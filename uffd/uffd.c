@@ -86,25 +86,31 @@ static int64_t read_fdinfo(int fd)
 		if (sscanf(line, "API: %x:%x", &api, &on) == 2)
 			return on;
 	}
-	return -EBADF;
+	return ferror(info) ? -errno : -EBADF;
 }
 
-static bool is_userfaultfd(int fd)
+/* Return: 0; -EBADF when it is none, or another negative errno. */
+static int check_userfaultfd(int fd)
 {
 	char path[64], link[sizeof(FERRY_UFFD_LINK)];
 	ssize_t len;
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	len = readlink(path, link, sizeof(link));
-	return len == sizeof(FERRY_UFFD_LINK) - 1 &&
-	       memcmp(link, FERRY_UFFD_LINK, (size_t)len) == 0;
+	if (len < 0)
+		return -errno;
+	return len == sizeof(FERRY_UFFD_LINK) - 1 && memcmp(link, FERRY_UFFD_LINK, (size_t)len) == 0
+		       ? 0
+		       : -EBADF;
 }
 
 int ferry_uffd_make_ready(int fd, uint64_t *features)
 {
-	int64_t info = is_userfaultfd(fd) ? read_fdinfo(fd) : -EBADF;
+	int64_t info = check_userfaultfd(fd);
 	uint64_t on = 0;
 
+	if (!info)
+		info = read_fdinfo(fd);
 	if (info < 0)
 		return (int)info;
 	if (info & FEATURE_INITIALIZED)

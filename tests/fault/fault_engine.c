@@ -67,6 +67,7 @@ struct run {
 	_Atomic uint64_t n_read, n_wrong;
 	struct pageferry_server *server;
 	struct pageferry_lazy *lazy;
+	bool complete;
 	bool failed; /* a failure was told */
 	char story[200];
 };
@@ -128,7 +129,9 @@ static bool await(struct run *r, bool (*done)(const struct run *), char why[256]
 			r->failed = true;
 			snprintf(r->story, sizeof(r->story), "%.199s", e.text);
 		}
-		if (event == PAGEFERRY_COMPLETE || (done && done(r)))
+		/* The readers alone may have got everything. */
+		r->complete |= event == PAGEFERRY_COMPLETE;
+		if (r->complete || (done && done(r)))
 			return true;
 		event = WITH_FAULTS(pageferry_server_wait(r->server, 0, &e));
 		if (event == PAGEFERRY_FAILED) {

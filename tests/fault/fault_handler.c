@@ -121,6 +121,7 @@ struct vm {
 struct origin {
 	const struct ferry_addr *from; /* a page server; NULL: the file */
 	bool takes_over;	       /* a worker before it, which gave nothing */
+	bool is_patient;	       /* it waits for the page server, as its VMs do */
 };
 
 struct worker {
@@ -206,8 +207,9 @@ static bool start_vm(struct worker *w, unsigned int n)
 	snprintf(v->message, sizeof(v->message),
 		 "[{\"base_host_virt_addr\":%llu,\"size\":%zu,\"offset\":0,\"page_size\":4096}]",
 		 (unsigned long long)(uintptr_t)v->memory, BYTES);
+	/* Something behind its message: whether it has hung up is looked at once more. */
 	return (w->origin->takes_over ? keep_vm(w, n, ends[1]) : hand_vm(w, n, ends[1])) &&
-	       !pthread_create(&v->guest, NULL, be_guest, v);
+	       write(v->conn, "", 1) == 1 && !pthread_create(&v->guest, NULL, be_guest, v);
 }
 
 /* What the keeper is told. */
@@ -305,6 +307,9 @@ static enum fault_outcome judge_vms(const struct worker *w, char *why)
 		n_complete += v->state == FERRY_VM_COMPLETE;
 		if (v->wrong)
 			return WRONG("a page is wrong");
+		/* A VMM whose connection is reset has ended. */
+		if (v->state == FERRY_VM_GONE && fault_has_struck_with(ECONNRESET))
+			continue;
 		if (v->state == FERRY_VM_GONE)
 			return WRONG("a VM is said to have ended");
 		if (v->state == FERRY_VM_REFUSED && !v->told)
@@ -327,6 +332,7 @@ static int open_worker(struct worker *w, struct ferry_failure *f)
 	struct ferry_image_config image = {.fd = from ? -1 : snapshot_fd,
 					   .from = from,
 					   .stop_fd = -1,
+					   .is_patient = w->origin->is_patient,
 					   .max_vms = N_VMS,
 					   .log = &w->log};
 	struct ferry_handler_config config = {.max_vms = N_VMS, .start = &w->start, .log = &w->log};
@@ -439,8 +445,9 @@ static void be_vmm(const struct ferry_addr *a)
 
 		if (fd < 0)
 			_exit(1);
+		/* Sooner than the worker, should its word have been lost. */
 		if (!ferry_uffd_send(&any, fd, "[{}]", 4) &&
-		    !ferry_net_read_all(fd, &answer, 1, LIMIT_MS, -1) && answer == 'k')
+		    !ferry_net_read_all(fd, &answer, 1, LIMIT_MS / 4, -1) && answer == 'k')
 			_exit(0);
 		close(fd);
 	}
@@ -585,11 +592,15 @@ static enum fault_outcome run_working_set(const void *arg, char why[256])
 int main(int argc, char **argv)
 {
 	static const struct origin file = {0}, server = {.from = &page_server},
-				   before = {.takes_over = true};
+				   before = {.takes_over = true},
+				   patient = {.from = &page_server,
+					      .takes_over = true,
+					      .is_patient = true};
 	static const struct fault_scenario scenarios[] = {
 		{"worker", run_worker, &file},
 		{"worker of a page server", run_worker, &server},
 		{"worker that takes over", run_worker, &before},
+		{"worker that takes over and waits", run_worker, &patient},
 		{"keeper", run_keeper, NULL},
 		{"working set", run_working_set, NULL},
 	};

@@ -36,6 +36,8 @@ static int what_is_kept(void)
 
 	if (state == FERRY_KEEP_EMPTY)
 		return 0;
+	if (state == FERRY_KEEP_OTHER)
+		return -1; /* we have not ended */
 	return all_are(&r, 1) ? 1 : all_are(&r, 2) ? 2 : -1;
 }
 
@@ -88,18 +90,20 @@ static enum fault_outcome run(const void *arg, char why[256])
 
 	(void)arg;
 	rc = d ? WITH_FAULTS(ferry_keep_open(&k, dir, "record", &f)) : -1;
-	closedir(d);
 	if (rc < 0 && (f.err != rc || !f.text[0] || f.consequence != FERRY_REFUSE || k.fd >= 0))
 		return WRONG("open: %d, '%.100s'", rc, f.text);
 	if (rc < 0) {
 		snprintf(why, 256, "%.200s", f.text);
+		closedir(d);
 		return FAULT_REFUSED;
 	}
 	outcome = use(&k, why);
 	WITH_FAULTS((ferry_keep_close(&k, true), 0));
 	/* Whoever comes next finds none. */
-	if (outcome != FAULT_WRONG && what_is_kept())
+	if (outcome != FAULT_WRONG && what_is_kept() && !fault_has_struck_in(FAULT_unlink))
 		return WRONG("the record was not removed");
+	unlinkat(dirfd(d), "record", 0);
+	closedir(d);
 	return outcome;
 }
 

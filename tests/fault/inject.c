@@ -8,19 +8,23 @@
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -41,6 +45,8 @@ static enum fault_call the_call;
 static uint64_t the_nth;
 static int the_error;
 static _Atomic uintptr_t struck_at;
+
+#define _IO_ERR_SEEN 0x0020 /* glibc's, which does not show it */
 
 extern const char __executable_start;
 
@@ -73,6 +79,11 @@ void fault_rearm(void)
 bool fault_has_struck_with(int error)
 {
 	return fault_has_struck() && the_error == error;
+}
+
+bool fault_has_struck_in(enum fault_call call)
+{
+	return fault_has_struck() && the_call == call;
 }
 
 bool fault_has_struck(void)
@@ -211,6 +222,22 @@ WRAP(char *, strndup, (const char *s, size_t n))
 	return p;
 }
 
+int __real_asprintf(char **out, const char *format, ...);
+int __wrap_asprintf(char **out, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int __wrap_asprintf(char **out, const char *format, ...)
+{
+	va_list args;
+	int n;
+
+	FAIL_WITH(STRIKE(asprintf), -1);
+	va_start(args, format);
+	n = vasprintf(out, format, args);
+	va_end(args);
+	if (n >= 0)
+		note(*out, __builtin_return_address(0));
+	return n;
+}
+
 WRAP(void *, realloc, (void *old, size_t size))
 {
 	void *p;
@@ -298,6 +325,19 @@ WRAP_INT(stat64, (const char *path, struct stat *st), (path, st))
 WRAP_INT(signalfd, (int fd, const sigset_t *set, int flags), (fd, set, flags))
 WRAP_INT(socketpair, (int domain, int type, int protocol, int fds[2]),
 	 (domain, type, protocol, fds))
+WRAP_INT(getpeername, (int fd, struct sockaddr *sa, socklen_t *len), (fd, sa, len))
+WRAP_INT(pipe2, (int fds[2], int flags), (fds, flags))
+WRAP_INT(mkdir, (const char *path, mode_t mode), (path, mode))
+WRAP_INT(unlink, (const char *path), (path))
+WRAP_INT(unlinkat, (int dir, const char *path, int flags), (dir, path, flags))
+WRAP_INT(fchmod, (int fd, mode_t mode), (fd, mode))
+WRAP_INT(access, (const char *path, int mode), (path, mode))
+WRAP_INT(lstat64, (const char *path, struct stat *st), (path, st))
+WRAP_INT(fstatat64, (int dir, const char *path, struct stat *st, int flags), (dir, path, st, flags))
+WRAP_INT(fstatfs64, (int fd, struct statfs *st), (fd, st))
+WRAP_INT(waitpid, (pid_t pid, int *status, int options), (pid, status, options))
+WRAP_INT(sem_wait, (sem_t * sem), (sem))
+WRAP_INT(setpriority, (__priority_which_t which, id_t who, int nice), (which, who, nice))
 WRAP_INT(epoll_create1, (int flags), (flags))
 WRAP_INT(epoll_wait, (int fd, struct epoll_event *e, int n, int ms), (fd, e, n, ms))
 
@@ -318,6 +358,19 @@ WRAP(char *, mkdtemp, (char *path))
 {
 	FAIL_WITH(STRIKE(mkdtemp), NULL);
 	return __real_mkdtemp(path);
+}
+
+WRAP(char *, realpath, (const char *path, char *out))
+{
+	FAIL_WITH(STRIKE(realpath), NULL);
+	return __real_realpath(path, out);
+}
+
+WRAP(int, pthread_atfork, (void (*prepare)(void), void (*parent)(void), void (*child)(void)))
+{
+	int e = STRIKE(pthread_atfork);
+
+	return e ? e : __real_pthread_atfork(prepare, parent, child);
 }
 
 WRAP(FILE *, open_memstream, (char **text, size_t *len))
@@ -371,6 +424,91 @@ WRAP(FILE *, fopen64, (const char *path, const char *mode))
 	return __real_fopen64(path, mode);
 }
 
+WRAP(FILE *, fdopen, (int fd, const char *mode))
+{
+	FAIL_WITH(STRIKE(fdopen), NULL);
+	return __real_fdopen(fd, mode);
+}
+
+/* What a stream's descriptor said is kept in it. */
+#define FAIL_STREAM(call, file, result)                                                            \
+	do {                                                                                       \
+		int e_ = STRIKE(call);                                                             \
+		if (e_) {                                                                          \
+			(file)->_flags |= _IO_ERR_SEEN;                                            \
+			errno = e_;                                                                \
+			return result;                                                             \
+		}                                                                                  \
+	} while (0)
+
+/* getline() is this. */
+WRAP(ssize_t, __getdelim, (char **line, size_t *size, int end, FILE *file))
+{
+	FAIL_STREAM(getdelim, file, -1);
+	return __real___getdelim(line, size, end, file);
+}
+
+WRAP(char *, fgets, (char *out, int size, FILE *file))
+{
+	FAIL_STREAM(fgets, file, NULL);
+	return __real_fgets(out, size, file);
+}
+
+WRAP(size_t, fread, (void *out, size_t size, size_t n, FILE *file))
+{
+	FAIL_STREAM(fread, file, 0);
+	return __real_fread(out, size, n, file);
+}
+
+WRAP(size_t, fwrite, (const void *data, size_t size, size_t n, FILE *file))
+{
+	FAIL_STREAM(fwrite, file, 0);
+	return __real_fwrite(data, size, n, file);
+}
+
+WRAP(int, fputs, (const char *text, FILE *file))
+{
+	FAIL_STREAM(fwrite, file, EOF);
+	return __real_fputs(text, file);
+}
+
+WRAP(int, fputc, (int c, FILE *file))
+{
+	FAIL_STREAM(fwrite, file, EOF);
+	return __real_fputc(c, file);
+}
+
+int __real_fprintf(FILE *file, const char *format, ...);
+int __wrap_fprintf(FILE *file, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int __wrap_fprintf(FILE *file, const char *format, ...)
+{
+	va_list args;
+	int n;
+
+	FAIL_STREAM(fwrite, file, -1);
+	va_start(args, format);
+	n = vfprintf(file, format, args);
+	va_end(args);
+	return n;
+}
+
+WRAP(int, fflush, (FILE * file))
+{
+	if (file)
+		FAIL_STREAM(fflush, file, EOF);
+	return __real_fflush(file);
+}
+
+/* It writes what is left, and is gone in any case. What was opened for reading can't fail. */
+WRAP(int, fclose, (FILE * file))
+{
+	int e = __fwritable(file) ? STRIKE(fclose) : 0;
+	int rc = __real_fclose(file);
+
+	FAIL_WITH(e, EOF);
+	return rc;
+}
+
 int __real_open64(const char *path, int flags, ...);
 int __wrap_open64(const char *path, int flags, unsigned int mode);
 int __wrap_open64(const char *path, int flags, unsigned int mode)
@@ -409,7 +547,34 @@ long __real_syscall(long nr, ...);
 long __wrap_syscall(long nr, long a, long b, long c, long d, long e, long f);
 long __wrap_syscall(long nr, long a, long b, long c, long d, long e, long f)
 {
-	FAIL_WITH(STRIKE(syscall), -1);
+	switch (nr) {
+	case SYS_pidfd_open:
+		FAIL_WITH(STRIKE(pidfd_open), -1);
+		break;
+	case SYS_pidfd_getfd:
+		FAIL_WITH(STRIKE(pidfd_getfd), -1);
+		break;
+	case SYS_userfaultfd:
+		FAIL_WITH(STRIKE(userfaultfd), -1);
+		break;
+	case SYS_kcmp:
+		FAIL_WITH(STRIKE(kcmp), -1);
+		break;
+	case SYS_pidfd_send_signal:
+		FAIL_WITH(STRIKE(pidfd_send_signal), -1);
+		break;
+	case SYS_io_uring_register:
+		FAIL_WITH(STRIKE(uring_register), -1);
+		break;
+	case SYS_process_madvise:
+		FAIL_WITH(STRIKE(process_madvise), -1);
+		break;
+	default:
+		if (!fault_exempt && atomic_load(&armed)) {
+			fprintf(stderr, "system call %ld has no failures yet\n", nr);
+			abort();
+		}
+	}
 	return __real_syscall(nr, a, b, c, d, e, f);
 }
 
@@ -417,6 +582,12 @@ WRAP(DIR *, opendir, (const char *path))
 {
 	FAIL_WITH(STRIKE(opendir), NULL);
 	return __real_opendir(path);
+}
+
+WRAP(DIR *, fdopendir, (int fd))
+{
+	FAIL_WITH(STRIKE(fdopendir), NULL);
+	return __real_fdopendir(fd);
 }
 
 WRAP(struct dirent64 *, readdir64, (DIR * dir))
@@ -624,6 +795,32 @@ WRAP(ssize_t, process_vm_readv,
 		return __real_process_vm_readv(pid, to, n_to, from, n_from, flags);
 	half = half_of(to);
 	return __real_process_vm_readv(pid, &half, 1, from, n_from, flags);
+}
+
+/* Pages that lie whole in memory go through a pipe whole: half of them. */
+#define FAIL_PAGES(call, len)                                                                      \
+	do {                                                                                       \
+		size_t half_ = (len) / 2 / FAULT_PAGE * FAULT_PAGE, whole_ = (len);                \
+		FAIL_TRANSFER(call, len);                                                          \
+		if ((len) != whole_)                                                               \
+			(len) = half_ ? half_ : whole_;                                            \
+	} while (0)
+#define FAULT_PAGE 4096u
+
+WRAP(ssize_t, vmsplice, (int fd, const struct iovec *iov, size_t n, unsigned int flags))
+{
+	struct iovec less = *iov;
+
+	FAIL_PAGES(vmsplice, less.iov_len);
+	return less.iov_len == iov->iov_len ? __real_vmsplice(fd, iov, n, flags)
+					    : __real_vmsplice(fd, &less, 1, flags);
+}
+
+WRAP(ssize_t, splice,
+     (int from, off_t *from_at, int to, off_t *to_at, size_t len, unsigned int flags))
+{
+	FAIL_PAGES(splice, len);
+	return __real_splice(from, from_at, to, to_at, len, flags);
 }
 
 /* Kicks: the kernel has no failure for those but a full counter. */

@@ -28,20 +28,24 @@
 	X(strdup, ENOMEM)                                                                          \
 	X(mmap64, ENOMEM)                                                                          \
 	X(pthread_create, EAGAIN)                                                                  \
+	X(pthread_atfork, ENOMEM)                                                                  \
+	X(sem_wait, EINTR)                                                                         \
+	X(setpriority, EACCES)                                                                     \
 	X(eventfd, EMFILE, ENOMEM)                                                                 \
-	X(memfd_create, EMFILE)                                                                    \
+	X(memfd_create, EMFILE, ENOMEM)                                                            \
 	X(socket, EMFILE, ENOBUFS)                                                                 \
 	X(socketpair, EMFILE, ENOMEM)                                                              \
 	X(bind, EADDRINUSE)                                                                        \
 	X(listen, EADDRINUSE)                                                                      \
 	X(accept4, EMFILE, ECONNABORTED, EINTR)                                                    \
-	X(connect, ECONNREFUSED, ENOBUFS)                                                          \
+	X(connect, ECONNREFUSED, ENOBUFS, EAGAIN)                                                  \
 	X(getaddrinfo, EAI_MEMORY, EAI_AGAIN)                                                      \
 	X(setsockopt, ENOMEM)                                                                      \
 	X(getsockopt, ENOBUFS)                                                                     \
 	X(getsockname, ENOBUFS)                                                                    \
+	X(getpeername, ENOBUFS, ENOTCONN)                                                          \
 	X(getnameinfo, EAI_MEMORY)                                                                 \
-	X(recv, ECONNRESET, EINTR, EAGAIN, FAULT_SHORT)                                            \
+	X(recv, ECONNRESET, EINTR, EAGAIN, ENOMEM, FAULT_SHORT)                                    \
 	X(send, ECONNRESET, EINTR, EAGAIN, ENOBUFS, FAULT_SHORT)                                   \
 	X(sendmsg, ECONNRESET, EINTR, EAGAIN, ENOBUFS, FAULT_SHORT)                                \
 	X(recvmsg, ECONNRESET, EINTR, EAGAIN, ENOMEM, FAULT_CUT)                                   \
@@ -50,34 +54,61 @@
 	X(openat64, EMFILE, EIO, ENOSPC)                                                           \
 	X(fopen64, EMFILE)                                                                         \
 	X(open_memstream, ENOMEM)                                                                  \
+	X(fdopen, ENOMEM)                                                                          \
+	X(getdelim, ENOMEM, EIO)                                                                   \
+	X(fgets, ENOMEM, EIO)                                                                      \
+	X(fread, ENOMEM, EIO)                                                                      \
+	X(fwrite, ENOSPC, EIO)                                                                     \
+	X(fflush, ENOSPC, EIO)                                                                     \
+	X(fclose, ENOSPC, EIO)                                                                     \
 	X(read, EIO, EAGAIN, EINTR, FAULT_SHORT)                                                   \
 	X(pread64, EIO, EINTR, FAULT_SHORT)                                                        \
 	X(preadv64v2, EIO, EAGAIN, FAULT_SHORT)                                                    \
-	X(process_vm_readv, EFAULT, ENOMEM, FAULT_SHORT)                                           \
+	X(process_vm_readv, EFAULT, ENOMEM, EPERM, FAULT_SHORT)                                    \
+	X(vmsplice, ENOMEM, EAGAIN, EINTR, FAULT_SHORT)                                            \
+	X(splice, ENOMEM, ENOSPC, EINTR, FAULT_SHORT)                                              \
+	X(pipe2, EMFILE, ENOMEM)                                                                   \
 	X(write, ENOSPC, EIO, EINTR, FAULT_SHORT)                                                  \
 	X(pwrite64, ENOSPC, EIO, EINTR, FAULT_SHORT)                                               \
 	X(fdatasync, EIO)                                                                          \
 	X(fsync, EIO)                                                                              \
-	X(rename, ENOSPC)                                                                          \
+	X(rename, ENOSPC, EIO)                                                                     \
 	X(mkdtemp, ENOSPC)                                                                         \
-	X(ftruncate64, EIO)                                                                        \
-	X(posix_fallocate64, ENOSPC)                                                               \
-	X(fallocate64, ENOSPC, EINTR)                                                              \
-	X(madvise, EAGAIN, ENOMEM)                                                                 \
+	X(mkdir, ENOSPC)                                                                           \
+	X(unlink, EIO)                                                                             \
+	X(unlinkat, EIO)                                                                           \
+	X(fchmod, EPERM)                                                                           \
+	X(realpath, ENOMEM)                                                                        \
+	X(access, ENOMEM)                                                                          \
+	X(ftruncate64, EIO, EINTR, ENOSPC)                                                         \
+	X(posix_fallocate64, ENOSPC, EINTR)                                                        \
+	X(fallocate64, ENOSPC, EINTR, EOPNOTSUPP)                                                  \
+	X(madvise, EAGAIN, ENOMEM, EINVAL, EBUSY)                                                  \
 	X(flock, EINTR, ENOLCK)                                                                    \
 	X(fstat64, EIO)                                                                            \
 	X(stat64, EIO)                                                                             \
-	X(lseek64, EIO)                                                                            \
+	X(lstat64, EIO)                                                                            \
+	X(fstatat64, EIO, ENOMEM)                                                                  \
+	X(fstatfs64, EIO)                                                                          \
+	X(lseek64, EIO, EINVAL)                                                                    \
 	X(dupfd, EMFILE)                                                                           \
 	X(getrandom, EINTR)                                                                        \
-	X(mlock2, ENOMEM)                                                                          \
+	X(mlock2, ENOMEM, EPERM)                                                                   \
 	X(ioctl, ENOMEM, EAGAIN, EINTR)                                                            \
-	X(syscall, EMFILE, ENOMEM)                                                                 \
+	X(pidfd_open, EMFILE, ENOMEM)                                                              \
+	X(pidfd_getfd, EMFILE, EPERM)                                                              \
+	X(userfaultfd, EPERM, EMFILE, ENOMEM)                                                      \
+	X(kcmp, ENOSYS, EPERM)                                                                     \
+	X(pidfd_send_signal, EPERM, EAGAIN)                                                        \
+	X(uring_register, ENOMEM, EBUSY, EINVAL)                                                   \
+	X(process_madvise, EPERM, ENOSYS, ENOMEM, EAGAIN, EBUSY)                                   \
 	X(opendir, EMFILE, ENOMEM)                                                                 \
-	X(readdir64, EINTR)                                                                        \
+	X(fdopendir, ENOMEM)                                                                       \
+	X(readdir64, EINTR, ENOMEM)                                                                \
 	X(readlink, ENOMEM)                                                                        \
 	X(readlinkat, ENOMEM)                                                                      \
 	X(waitid, EINTR, FAULT_KILL)                                                               \
+	X(waitpid, EINTR)                                                                          \
 	X(ptrace, FAULT_KILL)                                                                      \
 	X(ptrace_seize, EPERM, ESRCH)                                                              \
 	X(ptrace_get, ENOMEM)                                                                      \
@@ -88,6 +119,7 @@
 	X(epoll_ctl, ENOMEM)                                                                       \
 	X(epoll_wait, EINTR)                                                                       \
 	X(strndup, ENOMEM)                                                                         \
+	X(asprintf, ENOMEM)                                                                        \
 	X(jansson, ENOMEM)                                                                         \
 	X(ferry_inject_syscall, EMFILE, ENOMEM, EPERM, FAULT_KILL)                                 \
 	X(io_uring_queue_init, ENOMEM, EMFILE, ENOSYS)                                             \
@@ -132,6 +164,7 @@ void fault_rearm(void);
 /* Has it come to that? */
 bool fault_has_struck(void);
 bool fault_has_struck_with(int error);
+bool fault_has_struck_in(enum fault_call call);
 /* Where, as an offset into the program for addr2line. */
 uintptr_t fault_struck_at(void);
 uint64_t fault_count(enum fault_call call);

@@ -161,7 +161,9 @@ def refusals_are_told(folder):
                 up_to(t, step)
                 t.main.sendall(answer)
                 t.close()
-                last = r.end(1)
+                # Who was told to run the VM, and leaves without a word, may have done so.
+                may_run = step == len(STEPS) - 1 and len(answer) < HEADER.size
+                last = r.end(4 if may_run else 1)
                 assert says in last["error"], (step, answer, last)
 
 

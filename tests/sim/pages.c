@@ -353,7 +353,7 @@ bool ferry_engine_large_pages_are_off(void)
 	return true;
 }
 
-bool ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes)
+int ferry_maps_are_hidden(pid_t pid, struct ferry_hva start, uint64_t bytes)
 {
 	(void)pid;
 	(void)start;

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -145,6 +146,29 @@ Test(keep, those_of_others_are_removed_only_when_their_process_has_ended)
 	cr_assert_eq(ferry_keep_peek(state, "live", &r, sizeof(r)), FERRY_KEEP_FOUND);
 	cr_assert_eq(ferry_keep_peek(state, "dead", &r, sizeof(r)), FERRY_KEEP_EMPTY);
 	ferry_keep_close(&k, true);
+	open_it(&k, "live");
+	ferry_keep_close(&k, true);
+}
+
+/* From none that is free up to some. */
+Test(keep, who_lacks_descriptors_to_look_removes_none)
+{
+	int lowest = dup(0);
+	struct rlimit before, limit;
+	struct record r;
+	struct ferry_keep k;
+
+	cr_assert(lowest >= 0 && !close(lowest) && !getrlimit(RLIMIT_NOFILE, &before));
+	keep("live", 2, getpid());
+	for (rlim_t n = 0; n < 8; n++) {
+		limit = (struct rlimit){(rlim_t)lowest + n, before.rlim_max};
+		cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+		(void)ferry_keep_open(&k, state, "c", NULL);
+		ferry_keep_close(&k, true);
+		cr_assert_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+		cr_assert_eq(ferry_keep_peek(state, "live", &r, sizeof(r)), FERRY_KEEP_FOUND,
+			     "with %d descriptors", (int)n);
+	}
 	open_it(&k, "live");
 	ferry_keep_close(&k, true);
 }
