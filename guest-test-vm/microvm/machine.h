@@ -15,6 +15,7 @@
 enum machine_cpu {
 	MACHINE_AUTO, /* KVM where it works, else native */
 	MACHINE_KVM,
+	MACHINE_KVM_IRQCHIP,
 	MACHINE_NATIVE,
 };
 
@@ -51,6 +52,10 @@ struct machine_stats {
 
 struct machine;
 
+/* How long to wait, milliseconds, for what takes longer the more memory there is: slow hosts and
+ * links are right as well, and only who stands still is wrong. */
+int machine_patience_ms(const struct machine_config *config);
+
 /* Memory as big as the config says, untouched. Errors: negative errno, text in @why. */
 int machine_new(struct machine **out, const struct machine_config *config, char *why);
 void machine_free(struct machine *m);
@@ -69,10 +74,10 @@ int machine_resume(struct machine *m, const struct machine_state *state, char *w
 int machine_stop(struct machine *m, struct machine_state *state, char *why);
 
 /* Have every vCPU do @ops more operations, and wait for it. */
-int machine_reach(struct machine *m, uint64_t ops, int timeout_ms, char *why);
+int machine_reach(struct machine *m, uint64_t ops, char *why);
 
 /* Have the guest look at all of its pages, and wait for it. */
-int machine_verify(struct machine *m, int timeout_ms, char *why);
+int machine_verify(struct machine *m, char *why);
 
 void machine_stats(const struct machine *m, struct machine_stats *out);
 

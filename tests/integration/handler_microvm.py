@@ -1,19 +1,24 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""A running guest that checks its own memory, restored from its snapshot by 'pageferry handler'."""
+"""A running guest that checks its own memory, restored from its snapshot by 'pageferry handler'.
+
+    handler_microvm.py PAGEFERRY MICROVM CPU
+
+CPU: native, kvm, or kvm-irqchip (exits with 77 where that can't be used)
+"""
 import os
 import signal
 import sys
 
 from cli_support import Serve, main, need_root
 from handler_support import Handler
-from microvm_support import Monitor
+from microvm_support import Monitor, has_cpu
 
 MEMORY = "32M"
 
 
 def start(*options):
-    return Monitor(os.path.abspath(sys.argv[2]), "--cpu", "native", "--memory", MEMORY, "--vcpus", "2", *options)
+    return Monitor(os.path.abspath(sys.argv[2]), "--cpu", sys.argv[3], "--memory", MEMORY, "--vcpus", "2", *options)
 
 
 def guest_is_restored_remotely(folder):
@@ -47,4 +52,4 @@ def guest_is_restored_remotely(folder):
 
 
 if __name__ == "__main__":
-    sys.exit(main([guest_is_restored_remotely]))
+    sys.exit(main([guest_is_restored_remotely]) if has_cpu(*sys.argv[2:4]) else 77)
