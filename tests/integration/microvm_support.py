@@ -75,18 +75,18 @@ class Monitor:
         """Does no answer come for so long?"""
         return b"\n" not in self.rest and not select.select([self.child.stdout], [], [], seconds)[0]
 
-    def await_blocked(self, n_vcpus):
-        """Until every vCPU stands still for a page that is not there: by itself, or while a thread of KVM's gets it."""
+    def await_blocked(self, n_vcpus, where):
+        """Until every vCPU stands still for a page that is not there. @where: in which function of the kernel"""
         limit = time.monotonic() + self.patience
-        while sorted(self.vcpus_waiting()) != [f"vcpu{i}" for i in range(n_vcpus)]:
+        while sorted(self.vcpus_in(where)) != [f"vcpu{i}" for i in range(n_vcpus)]:
             if time.monotonic() > limit:
                 raise Failed("its vCPUs don't wait for pages")
             time.sleep(0.01)
 
-    def vcpus_waiting(self):
+    def vcpus_in(self, function):
         for task in glob.glob(f"/proc/{self.child.pid}/task/*"):
             with open(task + "/comm", encoding="ascii") as name, open(task + "/wchan", encoding="ascii") as where:
-                if where.read() in ("handle_userfault", "kvm_vcpu_block"):
+                if where.read() == function:
                     yield name.read().strip()
 
     def end(self):
