@@ -440,6 +440,7 @@ void machine_stats(const struct machine *m, struct machine_stats *out)
 		out->ops += v->ops;
 		out->writes += v->writes;
 		out->bad_pages += v->bad_pages;
+		out->bad_steps += v->bad_steps;
 		out->stalls_over_100us += v->stalls_over_100us;
 		if (v->stall_max_us > out->stall_max_us)
 			out->stall_max_us = v->stall_max_us;
@@ -454,6 +455,8 @@ void machine_describe_bad(const struct machine *m, char *out, size_t size)
 	for (uint32_t i = 0; i < m->config.n_vcpus; i++) {
 		const volatile struct microvm_vcpu_control *v = &control(m)->vcpu[i];
 
+		if (v->bad_steps)
+			snprintf(out, size, "vCPU %u went on with registers of another time", i);
 		if (!v->bad_pages)
 			continue;
 		snprintf(out, size,

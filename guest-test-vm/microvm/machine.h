@@ -45,7 +45,7 @@ struct machine_state {
 
 /* Of all vCPUs together. */
 struct machine_stats {
-	uint64_t ops, writes, bad_pages;
+	uint64_t ops, writes, bad_pages, bad_steps;
 	uint64_t stall_max_us, stalls_over_100us;
 	uint64_t stalls[MICROVM_BUCKETS];
 };
@@ -81,7 +81,7 @@ int machine_verify(struct machine *m, char *why);
 
 void machine_stats(const struct machine *m, struct machine_stats *out);
 
-/* The first bad page, for people. Empty when there is none. */
+/* What is bad, for people: the first bad page, or registers. Empty when nothing is. */
 void machine_describe_bad(const struct machine *m, char *out, size_t size);
 
 /* The offset of a data page in the memory. */

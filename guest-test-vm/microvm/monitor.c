@@ -129,8 +129,8 @@ static int do_verify(struct monitor *m, const char *arg)
 		return error(m, m->machine ? m->why : "no machine");
 	machine_stats(m->machine, &s);
 	machine_describe_bad(m->machine, bad, sizeof(bad));
-	return ok(m, " bad=%llu%s%s", (unsigned long long)s.bad_pages, bad[0] ? " first: " : "",
-		  bad);
+	return ok(m, " bad=%llu%s%s", (unsigned long long)(s.bad_pages + s.bad_steps),
+		  bad[0] ? " first: " : "", bad);
 }
 
 static int do_stats(struct monitor *m, const char *arg)
@@ -145,7 +145,7 @@ static int do_stats(struct monitor *m, const char *arg)
 		"ok ops=%llu writes=%llu bad=%llu stall_max_us=%llu stalls_over_100us=%llu "
 		"stalls=",
 		(unsigned long long)s.ops, (unsigned long long)s.writes,
-		(unsigned long long)s.bad_pages, (unsigned long long)s.stall_max_us,
+		(unsigned long long)(s.bad_pages + s.bad_steps), (unsigned long long)s.stall_max_us,
 		(unsigned long long)s.stalls_over_100us);
 	put_counts(m->out, s.stalls);
 	return 0;
