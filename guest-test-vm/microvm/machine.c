@@ -14,7 +14,8 @@
 
 _Static_assert(sizeof(guest_blob) <= MICROVM_CODE_MAX, "the guest's code fits where it goes");
 
-#define PATIENCE_MS	 120000 /* and as much again for each GiB */
+#define PATIENCE_MS	 120000
+#define PATIENCE_MIB_MS	 300 /* KVM with shadow page tables needs that much on a busy host */
 #define CALIBRATE_NS	 20000000u
 #define TABLE_PAGE_BYTES 4u /* of the table, a data page */
 
@@ -55,7 +56,7 @@ static struct microvm_control *control(const struct machine *m)
 
 int machine_patience_ms(const struct machine_config *config)
 {
-	return PATIENCE_MS + (int)(config->bytes >> 20) * (PATIENCE_MS / 1024);
+	return PATIENCE_MS + (int)(config->bytes >> 20) * PATIENCE_MIB_MS;
 }
 
 static int map_memory(struct machine *m, char *why)
