@@ -390,7 +390,7 @@ class Guest(Group):
         why = vm.missing()
         if why:
             raise Failed(why)
-        self.args = argparse.Namespace(pageferry=self.parts.program, mem="600M", ws="400M", accel="auto", backend="file",
+        self.args = argparse.Namespace(pageferry=self.parts.program, mem="600M", ws="400M", accel="auto", backend="file", transport="tcp",
                                        window_s=5.0 if self.quick else vm.WINDOW_S)
         self.note = "600 MiB of guest with 400 MiB in constant use; CPU seconds are all but those of the guest itself"
 

@@ -138,8 +138,13 @@ def weigh():
         pass  # a kernel without such groups
 
 
+def socket_path(a):
+    return os.path.join(os.path.dirname(a["qmp"]), "move.sock")
+
+
 def move_pageferry(args, a, b):
-    receive = subprocess.Popen([args.pageferry, "receive", "--qmp", b["qmp"], "--listen", "127.0.0.1:0", "--json"],
+    listen = "127.0.0.1:0" if args.transport == "tcp" else "unix:" + socket_path(a)
+    receive = subprocess.Popen([args.pageferry, "receive", "--qmp", b["qmp"], "--listen", listen, "--json"],
                                stdout=subprocess.PIPE, text=True, preexec_fn=weigh)
     address = json.loads(receive.stdout.readline())["address"]
     cpu = children_cpu_s()
@@ -161,18 +166,21 @@ def move_pageferry(args, a, b):
     return started, over, finish
 
 
-def move_qemu(a, b, mode):
+def move_qemu(args, a, b, mode):
     qa, qb = ferryvm.Qmp(a["qmp"]), ferryvm.Qmp(b["qmp"])
-    path = os.path.join(os.path.dirname(a["qmp"]), "native.sock")
     names = {"floor": ["x-ignore-shared"], "qemu": ["postcopy-ram"],
              "qemu-preempt": ["postcopy-ram", "postcopy-preempt"]}[mode]
     caps = [{"capability": n, "state": True} for n in (*names, "events")]
     for q in (qa, qb):
         q.command("migrate-set-capabilities", capabilities=caps)
         q.command("migrate-set-parameters", max_bandwidth=1 << 40, max_postcopy_bandwidth=0)
-    qb.command("migrate-incoming", uri=f"unix:{path}")
+    uri = "unix:" + socket_path(a)
+    qb.command("migrate-incoming", uri=uri if args.transport == "unix" else "tcp:127.0.0.1:0")
+    if args.transport == "tcp":
+        at = qb.command("query-migrate")["socket-address"][0]
+        uri = f"tcp:{at['host']}:{at['port']}"
     started = time.monotonic()
-    qa.command("migrate", uri=f"unix:{path}")
+    qa.command("migrate", uri=uri)
     if mode != "floor":
         while qa.command("query-migrate").get("status") != "active":
             pass
@@ -258,7 +266,7 @@ def one_round(args, mode, base):
         before, after = Watch(ra), Watch(rb)
         before.watch(WARM_S)
         cost = Cost(a, b)
-        started, over, finish = move_pageferry(args, a, b) if mode == "pageferry" else move_qemu(a, b, mode)
+        started, over, finish = move_pageferry(args, a, b) if mode == "pageferry" else move_qemu(args, a, b, mode)
         end, limit, look = started + args.window_s, started + LIMIT_S, started
         ended = False
         # A move that takes longer is watched until the guest has settled: its rate then is the yardstick.
@@ -320,6 +328,8 @@ def main():
     p.add_argument("--accel", default="auto", choices=("auto", "tcg", "kvm"))
     p.add_argument("--backend", default="file", choices=("file", "memfd", "hugetlb"),
                    help="the guest's RAM; hugetlb: pages of 2 MiB on all sides, which must be free")
+    p.add_argument("--transport", default="tcp", choices=("tcp", "unix"),
+                   help="what both ways move the guest over: TCP over loopback, or a UNIX socket")
     p.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="these ways only")
     p.add_argument("--json", help="where to write every round")
     p.add_argument("--window-s", type=float, default=WINDOW_S, help="how long the guest is watched, seconds")
