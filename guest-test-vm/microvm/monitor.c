@@ -395,13 +395,12 @@ int monitor_run(const struct machine_config *config, FILE *in, FILE *out)
 			rc = 1;
 		fflush(out);
 	}
-	/* The guest's threads first: they may wait for pages. */
+	/* The guest, or KVM for it, may wait for pages, and its end would wait for that. */
 	if (m.lazy)
 		pageferry_lazy_abandon(m.lazy);
+	if (m.handler[0] >= 0)
+		snapshot_abandon(m.machine, config->bytes, m.handler);
 	pageferry_server_free(m.server);
 	machine_free(m.machine);
-	for (int i = 0; i < 2; i++)
-		if (m.handler[i] >= 0)
-			close(m.handler[i]);
 	return rc;
 }
