@@ -2,13 +2,16 @@
 /*
  * Does UFFDIO_MOVE make a stream from TCP into memory of the same process faster than UFFDIO_COPY?
  *
- *   copy        receive into one buffer of 1 MiB that stays, COPY from it
- *   move 4K     receive into new pages, MOVE 1 MiB of them
+ *   copy        receive into one buffer of 1 MiB that stays, COPY from it, as the push does
+ *   move        receive into new pages, MOVE 1 MiB of them
  *   move huge   receive into a new huge page, MOVE it as a whole, 2 MiB
+ *   copy page   receive a page into a buffer that stays, COPY it, as an urgent answer is placed
+ *   move page   receive it into a new page, MOVE that
  *
- * COPY takes a page from the kernel and copies; MOVE needs pages in the buffer instead, which the kernel
- * clears first. So what MOVE saves, the buffer's new pages cost, and only huge pages may make up for it.
- * Prints GB/s, rounds alternating, medians at the end.
+ * COPY takes a page from the kernel and copies; MOVE needs pages in the buffer instead, which the
+ * kernel clears first. So what MOVE saves, the buffer's new pages cost, and only huge pages may
+ * make up for it. Rounds alternate. Prints the medians of GB/s and of the ratio to COPY in the same
+ * round, each with the smallest and the largest; of pages one by one, to "copy page".
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -30,11 +33,24 @@
 #define MIB    (1024ul * 1024)
 #define TOTAL  (512 * MIB)
 #define HUGE   (2 * MIB)
-#define ROUNDS 5
+#define ROUNDS 7
 
-enum way { COPY, MOVE_SMALL, MOVE_HUGE, N_WAYS };
+static const struct way {
+	const char *name;
+	int moves, against; /* the way that it is held against */
+	size_t piece;
+	int advice;
+} ways[] = {
+	/* clang-format off */
+	{"copy",      0, 0, MIB,  MADV_NOHUGEPAGE},
+	{"move",      1, 0, MIB,  MADV_NOHUGEPAGE},
+	{"move huge", 1, 0, HUGE, MADV_HUGEPAGE},
+	{"copy page", 0, 3, 4096, MADV_NOHUGEPAGE},
+	{"move page", 1, 3, 4096, MADV_NOHUGEPAGE},
+	/* clang-format on */
+};
 
-static const char *const names[N_WAYS] = {"copy", "move 4K", "move huge"};
+#define N_WAYS (int)(sizeof(ways) / sizeof(ways[0]))
 
 static void die(const char *what)
 {
@@ -94,23 +110,21 @@ static void connect_pair(int *a, int *b)
 	close(l);
 }
 
-static void place(int uffd, enum way way, char *to, char *from, size_t bytes)
+static void place(int uffd, int moves, char *to, char *from, size_t bytes)
 {
 	struct uffdio_copy c = {.dst = (unsigned long)to, .src = (unsigned long)from, .len = bytes};
 	struct uffdio_move m = {.dst = (unsigned long)to, .src = (unsigned long)from, .len = bytes};
 
-	if (way == COPY ? ioctl(uffd, UFFDIO_COPY, &c) : ioctl(uffd, UFFDIO_MOVE, &m))
-		die(way == COPY ? "UFFDIO_COPY" : "UFFDIO_MOVE");
+	if (moves ? ioctl(uffd, UFFDIO_MOVE, &m) : ioctl(uffd, UFFDIO_COPY, &c))
+		die(moves ? "UFFDIO_MOVE" : "UFFDIO_COPY");
 }
 
-static double run(enum way way)
+static double run(const struct way *way)
 {
 	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MOVE};
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC), from, to;
-	size_t piece = way == MOVE_HUGE ? HUGE : MIB;
-	char *memory = map(TOTAL, way == MOVE_HUGE ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-	char *buffer = map(way == COPY ? piece : TOTAL,
-			   way == MOVE_HUGE ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	size_t piece = way->piece, room = way->moves ? TOTAL : piece;
+	char *memory = map(TOTAL, way->advice), *buffer = map(room, way->advice);
 	struct uffdio_register r = {.range = {(unsigned long)memory, TOTAL},
 				    .mode = UFFDIO_REGISTER_MODE_MISSING};
 	pthread_t thread;
@@ -122,11 +136,11 @@ static double run(enum way way)
 	begin = now();
 	pthread_create(&thread, NULL, send_all, &from);
 	for (size_t done = 0; done < TOTAL; done += piece) {
-		char *at = way == COPY ? buffer : buffer + done;
+		char *at = way->moves ? buffer + done : buffer;
 
 		if (recv(to, at, piece, MSG_WAITALL) != (ssize_t)piece)
 			die("recv");
-		place(uffd, way, memory + done, at, piece);
+		place(uffd, way->moves, memory + done, at, piece);
 	}
 	begin = now() - begin;
 	pthread_join(thread, NULL);
@@ -136,7 +150,7 @@ static double run(enum way way)
 	close(from);
 	close(to);
 	munmap(memory, TOTAL);
-	munmap(buffer, way == COPY ? piece : TOTAL);
+	munmap(buffer, room);
 	return (double)TOTAL / 1e9 / begin;
 }
 
@@ -149,15 +163,26 @@ static int compare(const void *a, const void *b)
 
 int main(void)
 {
-	double got[N_WAYS][ROUNDS];
+	double got[N_WAYS][ROUNDS], ratio[N_WAYS][ROUNDS];
 
-	for (int i = 0; i < ROUNDS; i++)
+	for (int way = 0; way < N_WAYS; way++)
+		run(&ways[way]); /* warms up */
+	for (int i = 0; i < ROUNDS; i++) {
+		for (int n = 0; n < N_WAYS; n++) {
+			int way = (i + n) % N_WAYS;
+
+			got[way][i] = run(&ways[way]);
+		}
 		for (int way = 0; way < N_WAYS; way++)
-			got[way][i] = run((enum way)way);
+			ratio[way][i] = got[way][i] / got[ways[way].against][i];
+	}
 	for (int way = 0; way < N_WAYS; way++) {
 		qsort(got[way], ROUNDS, sizeof(double), compare);
-		printf("%-10s %.2f GB/s (%.2f-%.2f)\n", names[way], got[way][ROUNDS / 2], got[way][0],
-		       got[way][ROUNDS - 1]);
+		qsort(ratio[way], ROUNDS, sizeof(double), compare);
+		printf("%-10s %.2f GB/s (%.2f-%.2f), %.2f of %s (%.2f-%.2f)\n", ways[way].name,
+		       got[way][ROUNDS / 2], got[way][0], got[way][ROUNDS - 1],
+		       ratio[way][ROUNDS / 2], ways[ways[way].against].name, ratio[way][0],
+		       ratio[way][ROUNDS - 1]);
 	}
 	return 0;
 }

@@ -141,7 +141,7 @@ struct pageferry_region {
 struct pageferry_server;
 
 struct pageferry_server_options {
-	size_t size;
+	size_t size; /* of this struct */
 	/* Where to listen: "HOST:PORT" (port 0: the kernel chooses), "[v6]:PORT" or "unix:PATH". */
 	const char *listen;
 	/* Or a stream socket that listens already (TCP or UNIX; anything else is -EINVAL). Given:
@@ -274,7 +274,7 @@ void pageferry_server_free(struct pageferry_server *s);
 struct pageferry_lazy;
 
 struct pageferry_lazy_options {
-	size_t size;
+	size_t size;		       /* of this struct */
 	uint32_t n_bulk;	       /* connections for the push; 0: 1 */
 	uint64_t max_bytes_per_second; /* of the push; 0: no limit */
 	pageferry_log_fn log;	       /* NULL: silence */
@@ -285,7 +285,7 @@ struct pageferry_lazy_options {
 	 * Borrowed for the call. */
 	const char *trace_file;
 	uint64_t flags; /* PAGEFERRY_NO_CHECKSUM, PAGEFERRY_POISON_LOST */
-	size_t region_size; /* as in struct pageferry_server_options; 0 also without options */
+	size_t region_size; /* sizeof(struct pageferry_region), as for a server; 0 also without options */
 };
 
 /**

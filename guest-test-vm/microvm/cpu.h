@@ -55,6 +55,10 @@ struct cpu_backend {
 	void (*kick)(struct cpu_vcpu *v);
 };
 
-extern const struct cpu_backend cpu_kvm, cpu_native;
+/*
+ * cpu_kvm_irqchip has interrupt controllers in the kernel, as most VMMs do: KVM then halts a vCPU
+ * that touches a missing page, and has it fetched by a thread of its own.
+ */
+extern const struct cpu_backend cpu_kvm, cpu_kvm_irqchip, cpu_native;
 
 #endif

@@ -8,8 +8,16 @@
  * (KVM_EXIT_MMIO)
  *
  * Page tables lie in memory of their own, which each process builds for itself. Memory begins at
- * 4 GiB, clear of what KVM and the APIC have below. A touch of a page that is not there yet is
- * taken by KVM itself: the vCPU's thread waits inside KVM_RUN.
+ * 4 GiB, clear of what KVM and the APIC have below.
+ *
+ * A touch of a page that is not there yet is taken by KVM itself (get_user_pages), which waits for
+ * userfaultfd like any thread:
+ *   kvm          the vCPU's thread waits, within KVM_RUN. A signal ends that from Linux 6.2 on
+ *                (FOLL_INTERRUPTIBLE); before, a stop waits for the page.
+ *   kvm-irqchip  a kernel thread waits, on behalf of this process ("async page fault"), while the
+ *                vCPU is halted within KVM_RUN: a signal always ends that. Freeing the VM waits for
+ *                the page, so end the userfaultfd first.
+ * Either way the vCPU has not begun the instruction, and its registers say so.
  *
  * Source: Documentation/virt/kvm/api.rst; Intel SDM vol. 3, "Checks on guest segment registers"
  */
@@ -54,10 +62,13 @@
 #define CR4_BITS  0x20ull	/* PAE */
 #define EFER_BITS 0x500ull	/* LMA LME */
 
+#define RFLAGS_INTERRUPTS 0x200ull
+
 #define MAX_CPUID 256u
 
 struct cpu_vm {
 	int kvm, fd;	  /* owned */
+	bool irqchip;
 	uint64_t *tables; /* owned: N_TABLES pages */
 	size_t run_bytes;
 	struct kvm_cpuid2 *cpuid; /* owned */
@@ -67,6 +78,7 @@ struct cpu_vcpu {
 	int fd;		     /* owned */
 	struct kvm_run *run; /* owned mapping */
 	size_t run_bytes;
+	uint64_t rflags; /* besides the guest's */
 	pthread_t thread;
 	atomic_bool stop;
 };
@@ -188,6 +200,8 @@ static int lay_out(struct cpu_vm *vm, void *memory, uint64_t bytes, char *why)
 	if (ioctl(vm->kvm, KVM_CHECK_EXTENSION, KVM_CAP_SET_TSS_ADDR) > 0 &&
 	    ioctl(vm->fd, KVM_SET_TSS_ADDR, (unsigned long)TSS_GPA) < 0)
 		return fail(why, "KVM_SET_TSS_ADDR");
+	if (vm->irqchip && ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0) < 0)
+		return fail(why, "KVM_CREATE_IRQCHIP");
 	vm->tables = mmap(NULL, N_TABLES * MICROVM_PAGE, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (vm->tables == MAP_FAILED) {
@@ -220,7 +234,7 @@ static void on_kick(int sig)
 	(void)sig; /* to interrupt KVM_RUN is all it is for */
 }
 
-static int kvm_vm_new(struct cpu_vm **out, void *memory, uint64_t bytes, char *why)
+static int vm_new(struct cpu_vm **out, void *memory, uint64_t bytes, bool irqchip, char *why)
 {
 	struct sigaction sa = {.sa_handler = on_kick};
 	struct cpu_vm *vm = calloc(1, sizeof(*vm));
@@ -229,6 +243,7 @@ static int kvm_vm_new(struct cpu_vm **out, void *memory, uint64_t bytes, char *w
 	if (!vm)
 		return -ENOMEM;
 	vm->kvm = vm->fd = -1;
+	vm->irqchip = irqchip;
 	rc = open_kvm(vm, why);
 	if (!rc)
 		rc = lay_out(vm, memory, bytes, why);
@@ -240,6 +255,16 @@ static int kvm_vm_new(struct cpu_vm **out, void *memory, uint64_t bytes, char *w
 	}
 	*out = vm;
 	return 0;
+}
+
+static int kvm_vm_new(struct cpu_vm **out, void *memory, uint64_t bytes, char *why)
+{
+	return vm_new(out, memory, bytes, false, why);
+}
+
+static int irqchip_vm_new(struct cpu_vm **out, void *memory, uint64_t bytes, char *why)
+{
+	return vm_new(out, memory, bytes, true, why);
 }
 
 /* --- a vCPU ------------------------------------------------------------------------------------
@@ -311,6 +336,9 @@ static void kvm_vcpu_free(struct cpu_vcpu *v)
 
 static int set_up(struct cpu_vcpu *v, struct cpu_vm *vm, uint32_t index, char *why)
 {
+	/* With interrupt controllers all but the first would wait for the first to start them. */
+	struct kvm_mp_state runnable = {.mp_state = KVM_MP_STATE_RUNNABLE};
+
 	v->fd = ioctl(vm->fd, KVM_CREATE_VCPU, (unsigned long)index);
 	if (v->fd < 0)
 		return fail(why, "KVM_CREATE_VCPU");
@@ -323,6 +351,10 @@ static int set_up(struct cpu_vcpu *v, struct cpu_vm *vm, uint32_t index, char *w
 	if (ioctl(v->fd, KVM_SET_CPUID2, vm->cpuid) < 0)
 		return fail(why, "KVM_SET_CPUID2");
 	share_tsc(v);
+	if (vm->irqchip && ioctl(v->fd, KVM_SET_MP_STATE, &runnable) < 0)
+		return fail(why, "KVM_SET_MP_STATE");
+	/* KVM halts only who could be woken by an interrupt. None is ever raised. */
+	v->rflags = CPU_RFLAGS_FIXED | (vm->irqchip ? RFLAGS_INTERRUPTS : 0);
 	return set_mode(v, why);
 }
 
@@ -371,7 +403,7 @@ static int put_regs(const struct cpu_vcpu *v, const struct cpu_regs *r)
 		.r14 = r->gpr[14],
 		.r15 = r->gpr[15],
 		.rip = r->rip,
-		.rflags = (r->rflags & CPU_RFLAGS_GUEST) | CPU_RFLAGS_FIXED,
+		.rflags = (r->rflags & CPU_RFLAGS_GUEST) | v->rflags,
 	};
 
 	return ioctl(v->fd, KVM_SET_REGS, &k);
@@ -483,6 +515,16 @@ static void kvm_kick(struct cpu_vcpu *v)
 const struct cpu_backend cpu_kvm = {
 	.name = "kvm",
 	.vm_new = kvm_vm_new,
+	.vm_free = kvm_vm_free,
+	.vcpu_new = kvm_vcpu_new,
+	.vcpu_free = kvm_vcpu_free,
+	.run = kvm_run,
+	.kick = kvm_kick,
+};
+
+const struct cpu_backend cpu_kvm_irqchip = {
+	.name = "kvm-irqchip",
+	.vm_new = irqchip_vm_new,
 	.vm_free = kvm_vm_free,
 	.vcpu_new = kvm_vcpu_new,
 	.vcpu_free = kvm_vcpu_free,

@@ -20,6 +20,9 @@ struct guest {
 	uint64_t last_tick;
 };
 
+/* A count that stays in a register while the compiler can't know what becomes of it. */
+#define IN_REGISTER(n) __asm__ volatile("" : "+r"(n))
+
 void guest_main(uint64_t id);
 
 static uint64_t ticks(void)
@@ -176,6 +179,7 @@ __attribute__((section(".text.entry"), noreturn)) void guest_main(uint64_t id)
 	struct guest g = {.control = (struct microvm_control *)MICROVM_BASE,
 			  .table = (uint32_t *)(MICROVM_BASE + MICROVM_TABLE),
 			  .id = id};
+	uint64_t steps = 0;
 
 	g.mine = &g.control->vcpu[id];
 	g.random = (g.control->seed + id) * MIX | 1;
@@ -187,5 +191,12 @@ __attribute__((section(".text.entry"), noreturn)) void guest_main(uint64_t id)
 		obey(&g);
 		operate(&g);
 		measure(&g);
+		/* Memory alone could go on with registers of an earlier time, and be right. */
+		steps++;
+		IN_REGISTER(steps);
+		if (steps != g.mine->ops) {
+			g.mine->bad_steps++;
+			steps = g.mine->ops;
+		}
 	}
 }

@@ -62,6 +62,7 @@ struct microvm_vcpu_control {
 	uint64_t bad_pages;
 	uint64_t bad_page, bad_version; /* the first of them: what was expected, */
 	uint64_t bad_word, bad_value;	/* where it differed and what was there */
+	uint64_t bad_steps;		/* how often its registers were not those of its memory */
 	uint64_t stall_max_us;
 	uint64_t stalls_over_100us;
 	uint64_t stalls[MICROVM_BUCKETS]; /* between the ends of two operations */

@@ -14,7 +14,8 @@
 
 _Static_assert(sizeof(guest_blob) <= MICROVM_CODE_MAX, "the guest's code fits where it goes");
 
-#define FILL_TIMEOUT_MS	 120000
+#define PATIENCE_MS	 120000
+#define PATIENCE_MIB_MS	 300 /* KVM with shadow page tables needs that much on a busy host */
 #define CALIBRATE_NS	 20000000u
 #define TABLE_PAGE_BYTES 4u /* of the table, a data page */
 
@@ -53,6 +54,11 @@ static struct microvm_control *control(const struct machine *m)
 /* --- set up ------------------------------------------------------------------------------------
  */
 
+int machine_patience_ms(const struct machine_config *config)
+{
+	return PATIENCE_MS + (int)(config->bytes >> 20) * PATIENCE_MIB_MS;
+}
+
 static int map_memory(struct machine *m, char *why)
 {
 	void *wanted = (void *)(uintptr_t)MICROVM_BASE;
@@ -80,21 +86,26 @@ static int map_memory(struct machine *m, char *why)
 
 static int choose_cpu(struct machine *m, char *why)
 {
-	int rc = -ENODEV;
+	static const struct cpu_backend *const backends[] = {
+		[MACHINE_AUTO] = &cpu_kvm,
+		[MACHINE_KVM] = &cpu_kvm,
+		[MACHINE_KVM_IRQCHIP] = &cpu_kvm_irqchip,
+		[MACHINE_NATIVE] = &cpu_native,
+	};
+	int rc;
 
-	if (m->config.cpu != MACHINE_NATIVE) {
-		m->backend = &cpu_kvm;
-		rc = cpu_kvm.vm_new(&m->vm, m->memory, m->config.bytes, why);
-	}
-	if (rc < 0 && m->config.cpu != MACHINE_KVM) {
+	m->backend = backends[m->config.cpu];
+	rc = m->backend->vm_new(&m->vm, m->memory, m->config.bytes, why);
+	if (rc < 0 && m->config.cpu == MACHINE_AUTO) {
 		m->backend = &cpu_native;
-		rc = cpu_native.vm_new(&m->vm, m->memory, m->config.bytes, why);
+		rc = m->backend->vm_new(&m->vm, m->memory, m->config.bytes, why);
 	}
 	return rc;
 }
 
 int machine_new(struct machine **out, const struct machine_config *config, char *why)
 {
+	pthread_condattr_t attr;
 	struct machine *m;
 	int rc;
 
@@ -111,7 +122,10 @@ int machine_new(struct machine **out, const struct machine_config *config, char 
 	m->config = *config;
 	m->memory_fd = -1;
 	pthread_mutex_init(&m->lock, NULL);
-	pthread_cond_init(&m->changed, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&m->changed, &attr);
+	pthread_condattr_destroy(&attr);
 	rc = map_memory(m, why);
 	if (!rc)
 		rc = choose_cpu(m, why);
@@ -192,7 +206,10 @@ static void *vcpu_thread(void *arg)
 	struct machine *m = v->machine;
 	enum cpu_exit exit = CPU_DOORBELL;
 	struct cpu_vcpu *cpu;
+	char name[16];
 
+	snprintf(name, sizeof(name), "vcpu%u", v->index);
+	pthread_setname_np(pthread_self(), name);
 	if (m->backend->vcpu_new(&cpu, m->vm, v->index, v->why) < 0) {
 		v->crashed = true;
 		announce(v, NULL, true);
@@ -330,13 +347,13 @@ static void load_guest(struct machine *m)
 }
 
 /* Wait for a report of every vCPU. */
-static int await(struct machine *m, enum microvm_report report, int timeout_ms, char *why)
+static int await(struct machine *m, enum microvm_report report, char *why)
 {
 	struct timespec end;
 	int rc = 0;
 
-	clock_gettime(CLOCK_REALTIME, &end);
-	end.tv_sec += timeout_ms / 1000;
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += machine_patience_ms(&m->config) / 1000;
 	pthread_mutex_lock(&m->lock);
 	for (uint32_t i = 0; !rc && i < m->config.n_vcpus; i++) {
 		struct vcpu *v = &m->vcpus[i];
@@ -364,7 +381,7 @@ int machine_boot(struct machine *m, char *why)
 		return -EBUSY;
 	load_guest(m);
 	rc = start(m, why);
-	return rc < 0 ? rc : await(m, MICROVM_READY, FILL_TIMEOUT_MS, why);
+	return rc < 0 ? rc : await(m, MICROVM_READY, why);
 }
 
 int machine_resume(struct machine *m, const struct machine_state *state, char *why)
@@ -393,7 +410,7 @@ int machine_resume(struct machine *m, const struct machine_state *state, char *w
 /* --- while it runs ------------------------------------------------------------------------------
  */
 
-int machine_reach(struct machine *m, uint64_t ops, int timeout_ms, char *why)
+int machine_reach(struct machine *m, uint64_t ops, char *why)
 {
 	struct microvm_control *c = control(m);
 
@@ -402,17 +419,17 @@ int machine_reach(struct machine *m, uint64_t ops, int timeout_ms, char *why)
 		return -ESRCH;
 	for (uint32_t i = 0; i < m->config.n_vcpus; i++)
 		c->vcpu[i].stop_at_ops = *(volatile uint64_t *)&c->vcpu[i].ops + ops;
-	return await(m, MICROVM_REACHED, timeout_ms, why);
+	return await(m, MICROVM_REACHED, why);
 }
 
-int machine_verify(struct machine *m, int timeout_ms, char *why)
+int machine_verify(struct machine *m, char *why)
 {
 	snprintf(why, CPU_WHY_MAX, "it doesn't run");
 	if (!m->running)
 		return -ESRCH;
 	for (uint32_t i = 0; i < m->config.n_vcpus; i++)
 		control(m)->vcpu[i].verify = 1;
-	return await(m, MICROVM_VERIFIED, timeout_ms, why);
+	return await(m, MICROVM_VERIFIED, why);
 }
 
 void machine_stats(const struct machine *m, struct machine_stats *out)
@@ -424,6 +441,7 @@ void machine_stats(const struct machine *m, struct machine_stats *out)
 		out->ops += v->ops;
 		out->writes += v->writes;
 		out->bad_pages += v->bad_pages;
+		out->bad_steps += v->bad_steps;
 		out->stalls_over_100us += v->stalls_over_100us;
 		if (v->stall_max_us > out->stall_max_us)
 			out->stall_max_us = v->stall_max_us;
@@ -438,6 +456,8 @@ void machine_describe_bad(const struct machine *m, char *out, size_t size)
 	for (uint32_t i = 0; i < m->config.n_vcpus; i++) {
 		const volatile struct microvm_vcpu_control *v = &control(m)->vcpu[i];
 
+		if (v->bad_steps)
+			snprintf(out, size, "vCPU %u went on with registers of another time", i);
 		if (!v->bad_pages)
 			continue;
 		snprintf(out, size,

@@ -15,6 +15,7 @@
 enum machine_cpu {
 	MACHINE_AUTO, /* KVM where it works, else native */
 	MACHINE_KVM,
+	MACHINE_KVM_IRQCHIP,
 	MACHINE_NATIVE,
 };
 
@@ -44,12 +45,16 @@ struct machine_state {
 
 /* Of all vCPUs together. */
 struct machine_stats {
-	uint64_t ops, writes, bad_pages;
+	uint64_t ops, writes, bad_pages, bad_steps;
 	uint64_t stall_max_us, stalls_over_100us;
 	uint64_t stalls[MICROVM_BUCKETS];
 };
 
 struct machine;
+
+/* How long to wait, milliseconds, for what takes longer the more memory there is: slow hosts and
+ * links are right as well, and only who stands still is wrong. */
+int machine_patience_ms(const struct machine_config *config);
 
 /* Memory as big as the config says, untouched. Errors: negative errno, text in @why. */
 int machine_new(struct machine **out, const struct machine_config *config, char *why);
@@ -69,14 +74,14 @@ int machine_resume(struct machine *m, const struct machine_state *state, char *w
 int machine_stop(struct machine *m, struct machine_state *state, char *why);
 
 /* Have every vCPU do @ops more operations, and wait for it. */
-int machine_reach(struct machine *m, uint64_t ops, int timeout_ms, char *why);
+int machine_reach(struct machine *m, uint64_t ops, char *why);
 
 /* Have the guest look at all of its pages, and wait for it. */
-int machine_verify(struct machine *m, int timeout_ms, char *why);
+int machine_verify(struct machine *m, char *why);
 
 void machine_stats(const struct machine *m, struct machine_stats *out);
 
-/* The first bad page, for people. Empty when there is none. */
+/* What is bad, for people: the first bad page, or registers. Empty when nothing is. */
 void machine_describe_bad(const struct machine *m, char *out, size_t size);
 
 /* The offset of a data page in the memory. */

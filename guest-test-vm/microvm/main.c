@@ -18,7 +18,10 @@ static const char usage[] =
 	"\n"
 	"  --memory SIZE[M|G]  16M to 8G (64M)\n"
 	"  --vcpus N           1 to 8 (1)\n"
-	"  --cpu WHAT          auto, kvm, or native: as a thread of the process (auto)\n"
+	"  --cpu WHAT          kvm; kvm-irqchip: as well, with interrupt controllers, so that KVM "
+	"has\n"
+	"                      threads of its own wait for missing pages; native: as a thread of\n"
+	"                      the process; auto: kvm where it works, else native (auto)\n"
 	"  --backing WHAT      anon or memfd (anon)\n"
 	"  --workload WHAT     sequential, random, writes, or hot: nine of ten operations in one\n"
 	"                      tenth of the memory (random)\n"
@@ -28,7 +31,7 @@ static const char usage[] =
 	"  --listen ADDR       where the source listens (127.0.0.1:0)\n"
 	"  --trace FILE        the target's record of faults, for 'pageferry trace report'\n"
 	"  --monitor           be one process's end, driven by lines on standard input\n"
-	"  --require-cpu       with --cpu kvm: exit with 77 where KVM can't be used\n"
+	"  --require-cpu       with --cpu kvm...: exit with 77 where that can't be used\n"
 	"  --help\n"
 	"\n"
 	"Exit status: 0 all moves were made and no page is bad; 1 not so; 2 usage.\n";
@@ -96,7 +99,7 @@ static bool number(const char *text, uint64_t *out)
 
 static bool take_option(struct arguments *a, int option, const char *text)
 {
-	static const char *const cpus[] = {"auto", "kvm", "native"};
+	static const char *const cpus[] = {"auto", "kvm", "kvm-irqchip", "native"};
 	static const char *const backings[] = {"anon", "memfd"};
 	static const char *const workloads[] = {"sequential", "random", "writes", "hot"};
 	uint64_t n = 0;
@@ -104,7 +107,7 @@ static bool take_option(struct arguments *a, int option, const char *text)
 
 	switch (option) {
 	case CPU:
-		which = one_of(text, cpus, 3);
+		which = one_of(text, cpus, 4);
 		a->machine.cpu = (enum machine_cpu)which;
 		return which >= 0;
 	case BACKING:

@@ -11,9 +11,6 @@
 
 #include "snapshot.h"
 
-#define GUEST_TIMEOUT_MS 120000
-#define MOVE_TIMEOUT_MS	 120000
-
 struct monitor {
 	const struct machine_config *config;
 	FILE *out;
@@ -90,8 +87,7 @@ static int do_reach(struct monitor *m, const char *arg)
 {
 	uint64_t from = now_ns();
 
-	if (!m->machine ||
-	    machine_reach(m->machine, strtoull(arg, NULL, 10), GUEST_TIMEOUT_MS, m->why) < 0)
+	if (!m->machine || machine_reach(m->machine, strtoull(arg, NULL, 10), m->why) < 0)
 		return error(m, m->machine ? m->why : "no machine");
 	return ok(m, " ms=%.1f", (double)(now_ns() - from) / 1e6);
 }
@@ -129,12 +125,12 @@ static int do_verify(struct monitor *m, const char *arg)
 	char bad[CPU_WHY_MAX];
 
 	(void)arg;
-	if (!m->machine || machine_verify(m->machine, GUEST_TIMEOUT_MS, m->why) < 0)
+	if (!m->machine || machine_verify(m->machine, m->why) < 0)
 		return error(m, m->machine ? m->why : "no machine");
 	machine_stats(m->machine, &s);
 	machine_describe_bad(m->machine, bad, sizeof(bad));
-	return ok(m, " bad=%llu%s%s", (unsigned long long)s.bad_pages, bad[0] ? " first: " : "",
-		  bad);
+	return ok(m, " bad=%llu%s%s", (unsigned long long)(s.bad_pages + s.bad_steps),
+		  bad[0] ? " first: " : "", bad);
 }
 
 static int do_stats(struct monitor *m, const char *arg)
@@ -149,7 +145,7 @@ static int do_stats(struct monitor *m, const char *arg)
 		"ok ops=%llu writes=%llu bad=%llu stall_max_us=%llu stalls_over_100us=%llu "
 		"stalls=",
 		(unsigned long long)s.ops, (unsigned long long)s.writes,
-		(unsigned long long)s.bad_pages, (unsigned long long)s.stall_max_us,
+		(unsigned long long)(s.bad_pages + s.bad_steps), (unsigned long long)s.stall_max_us,
 		(unsigned long long)s.stalls_over_100us);
 	put_counts(m->out, s.stalls);
 	return 0;
@@ -217,14 +213,45 @@ static int take(struct monitor *m, const char *from)
 	return 0;
 }
 
-static int do_take(struct monitor *m, const char *arg)
+static int come(struct monitor *m, const char *from, bool push)
 {
 	m->begun_ns = now_ns();
-	if (make_machine(m) < 0 || take(m, arg) < 0)
+	if (make_machine(m) < 0 || take(m, from) < 0)
 		return -1;
-	(void)pageferry_lazy_push(m->lazy);
+	if (push)
+		(void)pageferry_lazy_push(m->lazy);
 	return ok(m, " cpu=%s ms=%.1f", machine_cpu_name(m->machine),
 		  (double)(now_ns() - m->begun_ns) / 1e6);
+}
+
+static int do_take(struct monitor *m, const char *arg)
+{
+	return come(m, arg, true);
+}
+
+static int do_lazy(struct monitor *m, const char *arg)
+{
+	return come(m, arg, false);
+}
+
+static int do_push(struct monitor *m, const char *arg)
+{
+	(void)arg;
+	if (!m->lazy || pageferry_lazy_push(m->lazy) < 0)
+		return error(m, "nothing comes");
+	return ok(m, "%s", "");
+}
+
+static int do_faults(struct monitor *m, const char *arg)
+{
+	struct pageferry_lazy_stats s = {.size = sizeof(s)};
+
+	(void)arg;
+	if (!m->lazy || pageferry_lazy_stats(m->lazy, &s) < 0)
+		return error(m, "nothing comes");
+	return ok(m, " faults=%llu urgent=%llu pushed=%llu traced=%llu",
+		  (unsigned long long)s.faults, (unsigned long long)s.pages_urgent,
+		  (unsigned long long)s.pages_pushed, (unsigned long long)s.fault_n);
 }
 
 static int do_save(struct monitor *m, const char *arg)
@@ -256,7 +283,7 @@ static int do_restore(struct monitor *m, const char *arg)
 /* Wait for an event of whichever side we are; others are passed over. */
 static int await(struct monitor *m, enum pageferry_event wanted, struct pageferry_error *e)
 {
-	uint64_t end = now_ns() + MOVE_TIMEOUT_MS * 1000000ull;
+	uint64_t end = now_ns() + (uint64_t)machine_patience_ms(m->config) * 1000000u;
 
 	for (;;) {
 		uint64_t now = now_ns();
@@ -338,7 +365,8 @@ static const struct command commands[] = {
 	{"corrupt", do_corrupt}, {"serve", do_serve},	    {"take", do_take},
 	{"lost", do_lost},	 {"complete", do_complete}, {"release", do_release},
 	{"verify", do_verify},	 {"stats", do_stats},	    {"save", do_save},
-	{"restore", do_restore},
+	{"restore", do_restore}, {"lazy", do_lazy},	    {"push", do_push},
+	{"faults", do_faults},
 };
 
 static int obey(struct monitor *m, char *line)
@@ -367,13 +395,12 @@ int monitor_run(const struct machine_config *config, FILE *in, FILE *out)
 			rc = 1;
 		fflush(out);
 	}
-	/* The guest's threads first: they may wait for pages. */
+	/* The guest, or KVM for it, may wait for pages, and its end would wait for that. */
 	if (m.lazy)
 		pageferry_lazy_abandon(m.lazy);
+	if (m.handler[0] >= 0)
+		snapshot_abandon(m.machine, config->bytes, m.handler);
 	pageferry_server_free(m.server);
 	machine_free(m.machine);
-	for (int i = 0; i < 2; i++)
-		if (m.handler[i] >= 0)
-			close(m.handler[i]);
 	return rc;
 }

@@ -8,6 +8,9 @@
  *   corrupt PAGE BYTE    flip one bit of a data page of the stopped guest
  *   serve ADDR           stop it if it runs, and serve its memory and registers
  *   take ADDR            make memory lazy, take registers, and run at once
+ *   lazy ADDR            the same, but each page comes when it is touched, until "push"
+ *   push                 have the source send the rest
+ *   faults               (target) how many there were so far
  *   lost                 wait until the link is lost
  *   complete             wait until all memory has moved
  *   release              (source) let the memory go

@@ -140,3 +140,13 @@ int snapshot_hand_over(const char *path, const struct machine *m, uint64_t bytes
 	fds[1] = uffd;
 	return 0;
 }
+
+void snapshot_abandon(const struct machine *m, uint64_t bytes, const int fds[2])
+{
+	struct uffdio_range range = {.start = (uintptr_t)machine_memory(m), .len = bytes};
+
+	/* The handler has the userfaultfd as well: to close ours would end nothing. */
+	(void)ioctl(fds[1], UFFDIO_UNREGISTER, &range);
+	close(fds[0]);
+	close(fds[1]);
+}

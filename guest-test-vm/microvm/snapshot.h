@@ -25,4 +25,7 @@ int snapshot_load_state(const char *path, struct machine_state *state, char *why
 int snapshot_hand_over(const char *socket, const struct machine *m, uint64_t bytes, int fds[2],
 		       char *why);
 
+/* Give up what is missing: who waits for it goes on with zeros. Closes @fds. */
+void snapshot_abandon(const struct machine *m, uint64_t bytes, const int fds[2]);
+
 #endif

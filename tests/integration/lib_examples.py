@@ -3,8 +3,8 @@
 """The two examples of examples/, one against the other.
 
     lib_examples.py SERVE LAZY                          as they were built
-    lib_examples.py --installed BUILD EXAMPLES CC...    built here from their sources in the folder EXAMPLES, against what
-                                                        BUILD installs, as its pkg-config file says: shared, then static
+    lib_examples.py --installed BUILD CC...             built here from the sources that BUILD installs, against the library
+                                                        that it does, as its pkg-config file says: shared, then static
 """
 import os
 import subprocess
@@ -34,7 +34,7 @@ def only(folder, name):
     return found[0]
 
 
-def installed(build, examples, *cc):
+def installed(build, *cc):
     with tempfile.TemporaryDirectory(prefix="pageferry-") as folder:
         root = os.path.join(folder, "root")
         subprocess.run(["meson", "install", "-C", build, "--no-rebuild", "--quiet"], check=True,
@@ -49,7 +49,7 @@ def installed(build, examples, *cc):
                                    stdout=subprocess.PIPE, env=find).stdout.split()
             programs = [os.path.join(folder, f"{name}-{kind}") for name in ("serve", "lazy")]
             for program, name in zip(programs, ("serve.c", "lazy.c")):
-                subprocess.run([*cc, "-Werror", "-o", program, os.path.join(examples, name), *flags], check=True)
+                subprocess.run([*cc, "-Werror", "-o", program, only(root, name), *flags], check=True)
             return programs
 
         if together(*build_both("shared"), LD_LIBRARY_PATH=libraries):

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """What the library exports, its header declares, its manual names and has a page of is the same.
+Each page has all the types and constants that it names.
 
     lib_symbols.py LIBRARY HEADER MANUAL PAGE...
 """
@@ -8,6 +9,20 @@ import os
 import re
 import subprocess
 import sys
+
+
+def not_told(page, code):
+    """Types and constants of the header's that the page names, and lacks."""
+    with open(page, encoding="utf-8") as f:
+        text = f.read()
+    defined = re.compile(r"(?:(?:struct|enum) (\w+) \{|typedef [^;]*\(\*(\w+)\)|#define (PAGEFERRY_\w+) )")
+
+    def names(where):
+        return {name for found in defined.findall(where) for name in found if name}
+
+    # A function may have the name of a struct.
+    named = re.findall(r"(?:(?<=struct )|(?<=enum ))\w+|pageferry_\w+_fn|PAGEFERRY_\w+", text)
+    return sorted((names(code) & set(named)) - names(text))
 
 
 def main():
@@ -27,6 +42,10 @@ def main():
                               stderr=subprocess.PIPE).stderr
         if said:
             print(f"{page}: {said}")
+            return 1
+        lacks = not_told(page, code)
+        if lacks:
+            print(f"{page} names {lacks} and doesn't say what they are")
             return 1
     for what, names in (("exported", exported), ("named in the manual", named), ("with a page", pages)):
         if names != declared:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running micro-VM moves from process to process while links are cut and targets are killed at random.
 
-    microvm_disturbed.py MICROVM [--moves N] [--seed S] [--memory SIZE] [--cpu native|kvm|auto]
+    microvm_disturbed.py MICROVM [--moves N] [--seed S] [--memory SIZE] [--cpu auto|kvm|kvm-irqchip|native]
 
 Each move goes through a forwarder that is cut after a random number of bytes, up to three times, and opened
 again a moment later; the target resumes. Up to two times the target's process is killed with -9, and another one
@@ -17,7 +17,7 @@ import random
 import sys
 import time
 
-from microvm_support import ANSWER_S, Failed, Forwarder, Monitor
+from microvm_support import Failed, Forwarder, Monitor, bytes_of
 
 MIB = 1 << 20
 NEVER = 1 << 60
@@ -56,7 +56,7 @@ class Move:
 
     def await_answer(self, target, kill_at):
         """Returns the next answer of @target, or None when it was killed before."""
-        limit = time.monotonic() + ANSWER_S
+        limit = time.monotonic() + target.patience
         while target.is_silent(0.005):
             self.mend()
             if time.monotonic() > limit:
@@ -107,10 +107,6 @@ class Move:
         return target
 
 
-def bytes_of(text):
-    return int(text[:-1]) * MIB * (1024 if text[-1] == "G" else 1)
-
-
 def moves(args, totals):
     rng = random.Random(args.seed)
     options = ("--cpu", args.cpu, "--memory", args.memory, "--vcpus", "2", "--seed", str(args.seed))
@@ -140,7 +136,7 @@ def main():
     p.add_argument("--moves", type=int, default=1000)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--memory", default="64M")
-    p.add_argument("--cpu", default="native")
+    p.add_argument("--cpu", default="auto")
     args = p.parse_args()
     totals, begun = Totals(), time.monotonic()
     try:

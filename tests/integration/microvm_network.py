@@ -2,21 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running guest moves between two hosts, forth and back, over a link of limited rate.
 
-    microvm_network.py MICROVM PAGEFERRY
+    microvm_network.py MICROVM PAGEFERRY [--cpu auto|kvm|kvm-irqchip|native] [--memory SIZE] [--rate RATE]
 
 The hosts are network namespaces joined by a pair of virtual Ethernet devices. The record that the target
-keeps of its faults agrees with what it counted.
+keeps of its faults agrees with what it counted. Exits with 77 where there is no CPU of that kind.
 """
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 
-from microvm_support import Failed, Monitor
+from microvm_support import Failed, Monitor, has_cpu
 
-RATE = "400mbit"
-OPTIONS = ("--cpu", "native", "--memory", "32M", "--vcpus", "2", "--workload", "hot")
 
 
 def ip(*words):
@@ -24,8 +23,9 @@ def ip(*words):
 
 
 class Host:
-    def __init__(self, name, number):
+    def __init__(self, name, number, rate, options):
         self.name, self.device, self.address = name, f"{name}-eth", f"10.117.0.{number}"
+        self.rate, self.options = rate, options
         ip("ip", "netns", "add", name)
 
     def set_up(self):
@@ -33,7 +33,7 @@ class Host:
         self.run("ip", "address", "add", f"{self.address}/24", "dev", self.device)
         self.run("ip", "link", "set", self.device, "up")
         self.run("ip", "link", "set", "lo", "up")
-        self.run("tc", "qdisc", "add", "dev", self.device, "root", "tbf", "rate", RATE, "burst", "64kb",
+        self.run("tc", "qdisc", "add", "dev", self.device, "root", "tbf", "rate", self.rate, "burst", "64kb",
                  "latency", "50ms")
 
     def run(self, *words):
@@ -41,7 +41,7 @@ class Host:
 
     def machine(self, program, *options):
         # The command that enters the namespace becomes the program: it has its process id.
-        return Monitor("ip", "netns", "exec", self.name, program, *OPTIONS, *options)
+        return Monitor("ip", "netns", "exec", self.name, program, *self.options, *options)
 
     def remove(self):
         subprocess.run(["ip", "netns", "delete", self.name], check=False)
@@ -85,17 +85,28 @@ def shuttle(program, pageferry, hosts, folder):
 
 
 def main():
-    program, pageferry = map(os.path.abspath, sys.argv[1:3])
+    p = argparse.ArgumentParser()
+    p.add_argument("microvm", type=os.path.abspath)
+    p.add_argument("pageferry", type=os.path.abspath)
+    p.add_argument("--rate", default="400mbit")
+    p.add_argument("--cpu", default="auto")
+    p.add_argument("--memory", default="32M")
+    p.add_argument("--vcpus", default="2")
+    p.add_argument("--workload", default="hot")
+    args = p.parse_args()
+    options = [word for key in ("cpu", "memory", "vcpus", "workload") for word in (f"--{key}", getattr(args, key))]
+    if not has_cpu(args.microvm, args.cpu):
+        return 77
     names = [f"ferry{os.getpid() % 100000}{x}" for x in "ab"]
     hosts = []
     with tempfile.TemporaryDirectory(prefix="ferry-net-") as folder:
         try:
             for i, name in enumerate(names):
-                hosts.append(Host(name, i + 1))
+                hosts.append(Host(name, i + 1, args.rate, options))
             ip("ip", "link", "add", hosts[0].device, "type", "veth", "peer", "name", hosts[1].device)
             for host in hosts:
                 host.set_up()
-            shuttle(program, pageferry, hosts, folder)
+            shuttle(args.microvm, args.pageferry, hosts, folder)
         except Failed as e:
             print(f"FAILED: {e}")
             return 1

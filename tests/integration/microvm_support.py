@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A micro-VM's processes, driven by lines, and a forwarder between them that can be cut."""
 import ctypes
+import glob
 import random
 import select
 import signal
@@ -9,7 +10,8 @@ import subprocess
 import threading
 import time
 
-ANSWER_S = 120
+ANSWER_S = 150
+ANSWER_MIB_S = 0.31  # both a little more than the micro-VM itself waits
 PIECE = 65536
 PORTS = (20000, 32768)  # below what Linux gives to connections
 PR_SET_PDEATHSIG = 1
@@ -24,6 +26,19 @@ class Failed(Exception):
     pass
 
 
+def has_cpu(program, cpu):
+    """Can the micro-VM be had with that? If not, says why as a test that is skipped does."""
+    probe = subprocess.run([program, "--cpu", cpu, "--require-cpu", "--memory", "16M", "--moves", "0"], check=False,
+                           stdout=subprocess.PIPE, text=True)
+    if probe.returncode == 77:
+        print(probe.stdout, end="", flush=True)
+    return probe.returncode != 77
+
+
+def bytes_of(text):
+    return int(text[:-1]) << (30 if text[-1] == "G" else 20)
+
+
 class Monitor:
     """One process's end: see guest-test-vm/microvm/monitor.h for its lines."""
 
@@ -32,14 +47,16 @@ class Monitor:
             [*command, "--monitor"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             bufsize=0, preexec_fn=die_with_parent)
         self.rest = b""
+        memory = command[command.index("--memory") + 1] if "--memory" in command else "64M"
+        self.patience = ANSWER_S + ANSWER_MIB_S * (bytes_of(memory) >> 20)
 
     def send(self, line):
         self.child.stdin.write(line.encode() + b"\n")
 
-    def answer(self, seconds=ANSWER_S):
+    def answer(self):
         """The words behind "ok", those with "=" as a dictionary. Nothing in time is a failure."""
         while b"\n" not in self.rest:
-            if not select.select([self.child.stdout], [], [], seconds)[0]:
+            if not select.select([self.child.stdout], [], [], self.patience)[0]:
                 raise Failed("no answer in time")
             data = self.child.stdout.read(PIECE)
             if not data:
@@ -59,10 +76,24 @@ class Monitor:
         """Does no answer come for so long?"""
         return b"\n" not in self.rest and not select.select([self.child.stdout], [], [], seconds)[0]
 
+    def await_blocked(self, n_vcpus, where):
+        """Until every vCPU stands still for a page that is not there. @where: in which function of the kernel"""
+        limit = time.monotonic() + self.patience
+        while sorted(self.vcpus_in(where)) != [f"vcpu{i}" for i in range(n_vcpus)]:
+            if time.monotonic() > limit:
+                raise Failed("its vCPUs don't wait for pages")
+            time.sleep(0.01)
+
+    def vcpus_in(self, function):
+        for task in glob.glob(f"/proc/{self.child.pid}/task/*"):
+            with open(task + "/comm", encoding="ascii") as name, open(task + "/wchan", encoding="ascii") as where:
+                if where.read() == function:
+                    yield name.read().strip()
+
     def end(self):
         self.send("quit")
         self.child.stdin.close()
-        return self.child.wait(ANSWER_S)
+        return self.child.wait(self.patience)
 
     def kill(self):
         self.child.kill()
