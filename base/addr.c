@@ -77,6 +77,13 @@ void ferry_addr_format(const struct ferry_addr *a, char *out)
 		snprintf(out, FERRY_ADDR_TEXT_MAX, "%s:%s", a->host, a->port);
 }
 
+bool ferry_addr_is_whole(const struct ferry_addr *a)
+{
+	/* A bool that is neither can't be looked at as one. */
+	return *(const unsigned char *)&a->is_unix <= 1 && memchr(a->host, 0, sizeof(a->host)) &&
+	       memchr(a->port, 0, sizeof(a->port)) && memchr(a->path, 0, sizeof(a->path));
+}
+
 bool ferry_addr_is_local(const struct ferry_addr *a)
 {
 	struct in6_addr v6;

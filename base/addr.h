@@ -29,6 +29,9 @@ int ferry_addr_parse(struct ferry_addr *out, const char *text, struct ferry_fail
 /* The same in the form that ferry_addr_parse() reads. @out: FERRY_ADDR_TEXT_MAX bytes. */
 void ferry_addr_format(const struct ferry_addr *a, char *out);
 
+/* Of one that comes from a file: does every text in it end? */
+bool ferry_addr_is_whole(const struct ferry_addr *a);
+
 /* Does what is sent there stay on this host? By its form, without asking for names. */
 bool ferry_addr_is_local(const struct ferry_addr *a);
 

@@ -26,12 +26,24 @@ static int file_name(enum ferry_side side, const char *qmp_path, char name[NAME_
 	return 0;
 }
 
-/* In the file as in memory: it is read on the machine that wrote it. */
+/* In the file as in memory: it is read on the machine that wrote it, but perhaps by another build.
+ */
+static bool is_possible(const struct ferry_journal_entry *e)
+{
+	if (e->phase < FERRY_JOURNAL_SETTINGS || e->phase > FERRY_JOURNAL_COMPLETE || !e->n_bulk ||
+	    e->n_bulk > FERRY_MAX_BULK || !e->n_regions || e->n_regions > FERRY_MAX_REGIONS ||
+	    !ferry_addr_is_whole(&e->addr) || !memchr(e->settings, 0, sizeof(e->settings)))
+		return false;
+	for (uint32_t i = 0; i < e->n_regions; i++)
+		if (!ferry_region_desc_is_possible(&e->regions[i].desc) ||
+		    e->regions[i].kind > FERRY_MAPPING_HUGETLB)
+			return false;
+	return true;
+}
+
 static enum ferry_keep_state judge(enum ferry_keep_state found, struct ferry_journal_entry *e)
 {
-	if (found == FERRY_KEEP_EMPTY || e->phase < FERRY_JOURNAL_SETTINGS ||
-	    e->phase > FERRY_JOURNAL_COMPLETE || !e->n_bulk || e->n_bulk > FERRY_MAX_BULK ||
-	    !e->n_regions || e->n_regions > FERRY_MAX_REGIONS) {
+	if (found == FERRY_KEEP_EMPTY || !is_possible(e)) {
 		*e = (struct ferry_journal_entry){0};
 		return FERRY_KEEP_EMPTY;
 	}

@@ -384,6 +384,23 @@ int ferry_message_encode(const struct ferry_message *m, uint8_t *out, size_t siz
 
 /* --- decoding ----------------------------------------------------------------------------- */
 
+static bool is_size(uint64_t n_pages)
+{
+	return n_pages && n_pages <= FERRY_MAX_REGION_PAGES;
+}
+
+static bool is_page_size(uint32_t bytes)
+{
+	return bytes >= FERRY_MIN_PAGE_BYTES && bytes <= FERRY_MAX_PAGE_BYTES &&
+	       !(bytes & (bytes - 1));
+}
+
+bool ferry_region_desc_is_possible(const struct ferry_region_desc *r)
+{
+	return is_size(r->n_pages) && is_page_size(r->page_bytes) &&
+	       memchr(r->name, 0, sizeof(r->name));
+}
+
 static int layout_from_wire(size_t n, Pageferry__Region **list, uint64_t memory_id,
 			    struct ferry_layout *out, char *why)
 {
@@ -399,10 +416,9 @@ static int layout_from_wire(size_t n, Pageferry__Region **list, uint64_t memory_
 			return bad(why, "region %u has id %u", i, w->id);
 		if (!*w->name || strlen(w->name) >= FERRY_MAX_REGION_NAME)
 			return bad(why, "region %u: its name is empty or too long", i);
-		if (!w->n_pages || w->n_pages > FERRY_MAX_REGION_PAGES)
+		if (!is_size(w->n_pages))
 			return bad(why, "region %u: impossible size", i);
-		if (w->page_bytes < FERRY_MIN_PAGE_BYTES || w->page_bytes > FERRY_MAX_PAGE_BYTES ||
-		    w->page_bytes & (w->page_bytes - 1))
+		if (!is_page_size(w->page_bytes))
 			return bad(why, "region %u: impossible page size %u", i, w->page_bytes);
 		r->id = i;
 		r->n_pages = w->n_pages;

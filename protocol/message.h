@@ -86,6 +86,9 @@ struct ferry_region_desc {
 	char name[FERRY_MAX_REGION_NAME];
 };
 
+/* Is it one that a Layout could have? Of what comes from a file. */
+bool ferry_region_desc_is_possible(const struct ferry_region_desc *r);
+
 struct ferry_layout {
 	uint32_t n_regions;
 	struct ferry_region_desc regions[FERRY_MAX_REGIONS];

@@ -59,7 +59,11 @@ static const char *parse_line(struct ferry_psk *k, const char *line, size_t len)
 
 static bool is_blank(const char *line, size_t len)
 {
-	return !len || *line == '#' || strspn(line, " \t") >= len;
+	/* The text has no end of its own. */
+	for (size_t i = 0; i < len && line[0] != '#'; i++)
+		if (line[i] != ' ' && line[i] != '\t')
+			return false;
+	return true;
 }
 
 int ferry_psk_parse(struct ferry_psks *out, const char *text, size_t len, struct ferry_failure *f)

@@ -10,13 +10,35 @@ static void file_name(pid_t pid, char *out, size_t size)
 	snprintf(out, size, "attach-%d", (int)pid);
 }
 
+/* It may be another build's. */
+static bool is_possible(const struct ferry_attach_record *r)
+{
+	if (!r->n_regions || r->n_regions > FERRY_MAX_REGIONS || r->n_bulk > FERRY_MAX_BULK ||
+	    !ferry_addr_is_whole(&r->from))
+		return false;
+	for (uint32_t i = 0; i < r->n_regions; i++)
+		if (!ferry_region_desc_is_possible(&r->regions[i].desc) ||
+		    r->regions[i].kind > FERRY_MAPPING_HUGETLB ||
+		    *(const unsigned char *)&r->regions[i].is_private > 1)
+			return false;
+	return true;
+}
+
+static enum ferry_keep_state judge(enum ferry_keep_state found, struct ferry_attach_record *r)
+{
+	if (found != FERRY_KEEP_EMPTY && is_possible(r))
+		return found;
+	*r = (struct ferry_attach_record){0};
+	return FERRY_KEEP_EMPTY;
+}
+
 enum ferry_keep_state ferry_attach_record_peek(const char *dir, pid_t pid,
 					       struct ferry_attach_record *out)
 {
 	char name[32];
 
 	file_name(pid, name, sizeof(name));
-	return ferry_keep_peek(dir, name, out, sizeof(*out));
+	return judge(ferry_keep_peek(dir, name, out, sizeof(*out)), out);
 }
 
 int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
@@ -29,8 +51,7 @@ int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
 	rc = ferry_keep_open(k, dir, name, f);
 	if (rc < 0)
 		return rc;
-	if (ferry_keep_read(k, out, sizeof(*out)) != FERRY_KEEP_FOUND || !out->n_regions ||
-	    out->n_regions > FERRY_MAX_REGIONS)
+	if (judge(ferry_keep_read(k, out, sizeof(*out)), out) != FERRY_KEEP_FOUND)
 		*out = (struct ferry_attach_record){0};
 	return 0;
 }

@@ -298,6 +298,33 @@ Test(engine_fill, holes_of_shared_memory_stay_holes)
 	source_end(&s);
 }
 
+/* Holes are told first. From then on the kernel alone has to do with them, long before the end. */
+Test(engine_fill, holes_cost_no_faults)
+{
+	struct source s = {.kind = MEMORY_ANON,
+			   .n_pages = 2 * N_PAGES,
+			   .hole_first = N_PAGES,
+			   .hole_end = 2 * N_PAGES};
+	struct target t = {.max_bytes_per_second = 64 << 10};
+	uint64_t page, faults;
+
+	source_start(&s);
+	target_start(&t, &s);
+	target_push(&t);
+	target_await_pages(&t, N_PAGES);
+	/* It is known a moment before it is left to the kernel. */
+	for (page = s.hole_first; page < s.hole_end; page++) {
+		faults = target_stats(&t).faults;
+		cr_assert_eq(*(volatile uint8_t *)(t.memory + page * PAGE), 0);
+		if (target_stats(&t).faults == faults)
+			break;
+	}
+	cr_assert_lt(page, s.hole_end, "each page of the hole is a fault");
+	cr_assert_lt(target_stats(&t).pages_resident, s.n_pages);
+	pageferry_lazy_abandon(t.lazy);
+	source_end(&s);
+}
+
 Test(engine_fill, state_travels_with_the_layout)
 {
 	static const uint32_t sizes[] = {0, 1, PAGEFERRY_MAX_STATE_BYTES};

@@ -322,6 +322,30 @@ Test(source, a_process_must_be_stopped_and_is_lost_when_it_dies)
 	munmap(p, 50 * PAGE);
 }
 
+Test(source, what_a_process_can_not_be_read_from_is_an_error_and_never_zeros)
+{
+	struct ferry_failure f = {0};
+	char *p = mmap(NULL, 50 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char scratch[2 * PAGE];
+	struct ferry_source *s;
+	const void *data;
+	pid_t pid;
+
+	memset(p, 'p', 50 * PAGE);
+	cr_assert_eq(mprotect(p + 30 * PAGE, PAGE, PROT_NONE), 0);
+	pid = fork_waiting();
+	stop(pid);
+	cr_assert_eq(ferry_source_open_process(&s, "proc", pid, (uintptr_t)p, 50 * PAGE, PAGE, &f),
+		     0, "%s", f.text);
+	cr_assert_eq(byte_of(s, 29), 'p');
+	cr_assert_eq(byte_of(s, 30), -EFAULT);
+	cr_assert_eq(byte_of(s, 31), 'p');
+	cr_assert_eq(ferry_source_pages(s, 29, 2, scratch, &data), -EFAULT, "half a run is none");
+	ferry_source_free(s);
+	end(pid);
+	munmap(p, 50 * PAGE);
+}
+
 Test(source, memory_that_a_process_shares_keeps_its_holes)
 {
 	struct ferry_failure f = {0};
