@@ -24,6 +24,10 @@
 #define BULK_NOTSENT_BYTES (256 * 1024)
 #define LISTEN_BACKLOG	   64
 #define SHORT_MEMORY_MS	   1 /* until a wait is tried again */
+/* An address that is in use is tried again so often, after this time, and twice as long each time:
+ * 1.3 s in all. Where somebody listens there, each look is a connection to them. */
+#define IN_USE_LOOKS 6
+#define IN_USE_MS    20
 
 static int fill_unix(struct sockaddr_un *sun, const char *path)
 {
@@ -101,7 +105,7 @@ static int resolve(const struct ferry_addr *a, int flags, struct addrinfo **out,
 			  gai_strerror(rc));
 }
 
-int ferry_net_listen(const struct ferry_addr *a, struct ferry_failure *f)
+static int listen_once(const struct ferry_addr *a, struct ferry_failure *f)
 {
 	struct addrinfo *list;
 	int err = -EADDRNOTAVAIL;
@@ -129,6 +133,21 @@ int ferry_net_listen(const struct ferry_addr *a, struct ferry_failure *f)
 	if (fd >= 0)
 		return fd;
 	return cannot_listen(a, err, f);
+}
+
+/*
+ * Who takes the place of a process that was killed may find its address in use for a moment: the kernel
+ * closes what that one's io_uring had in work only after it is gone.
+ */
+int ferry_net_listen(const struct ferry_addr *a, struct ferry_failure *f)
+{
+	int fd = listen_once(a, f);
+
+	for (int i = 0; fd == -EADDRINUSE && i < IN_USE_LOOKS; i++) {
+		(void)poll(NULL, 0, IN_USE_MS << i);
+		fd = listen_once(a, f);
+	}
+	return fd;
 }
 
 int ferry_net_local(int fd, const struct ferry_addr *asked, struct ferry_addr *out)

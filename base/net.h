@@ -20,6 +20,7 @@ enum ferry_net_class {
 /**
  * ferry_net_listen() - listen on an address
  * A UNIX socket is made with mode 0600; a socket file that nobody listens on any more is replaced.
+ * An address that is in use is waited for, for a second or so.
  * Errors: negative errno (REFUSE) with the address and what to do in @f.
  * Return: a non-blocking listening fd, close-on-exec; the caller owns it.
  */

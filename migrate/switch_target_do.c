@@ -262,6 +262,7 @@ static int make_target(struct ferry_switch_target *s, bool adopt)
 		.n_regions = s->qemu.n_ram,
 		.n_bulk = s->entry.n_bulk,
 		.adopt = adopt,
+		.ends_with_push = true,
 		.max_bytes_per_second = s->config->max_bytes_per_second,
 		.no_trace = s->config->no_trace,
 		.no_large_pages = s->config->no_large_pages,

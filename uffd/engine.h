@@ -103,6 +103,7 @@ struct ferry_target {
 	uint32_t n_registered; /* the first so many */
 	bool abandoned;
 	bool adopts; /* took over from one that was killed */
+	bool ends_with_push;
 	bool source_lost;
 	uint64_t max_bytes_per_second;
 	struct ferry_tls *tls; /* borrowed; NULL: plain connections */

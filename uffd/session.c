@@ -454,7 +454,20 @@ static int finish(struct session *s)
 	return rc;
 }
 
-/* What the other threads and the owner may have for us. Return: 1 when everything is known. */
+/* Everything is known, and that may be the end. */
+static bool is_complete(struct ferry_target *t)
+{
+	bool may_end;
+
+	if (!ferry_pager_is_complete(&t->pager))
+		return false;
+	pthread_mutex_lock(&t->lock);
+	may_end = t->push_wanted || !t->ends_with_push;
+	pthread_mutex_unlock(&t->lock);
+	return may_end;
+}
+
+/* What the other threads and the owner may have for us. Return: 1 when it is complete. */
 static int look_around(struct session *s, bool *pushing)
 {
 	struct ferry_target *t = s->t;
@@ -462,7 +475,7 @@ static int look_around(struct session *s, bool *pushing)
 
 	if (atomic_load(&t->gone))
 		return ferry_fail(&s->why, FERRY_LOST, -ESRCH, "the process has ended");
-	if (ferry_pager_is_complete(&t->pager))
+	if (is_complete(t))
 		return 1;
 	pthread_mutex_lock(&t->lock);
 	broken = t->broken;
@@ -689,7 +702,7 @@ static void session_run(struct session *s)
 		ferry_engine_link_close(&s->link);
 		/* The rest may have been discarded while there was no link; or the one before us had
 		 * everything, and the source, which knows that, never comes again. */
-		if ((t->opened || t->adopts) && ferry_pager_is_complete(&t->pager))
+		if ((t->opened || t->adopts) && is_complete(t))
 			let_go(s);
 		if (s->differs || (s->unregistered && t->verify && !s->verified &&
 				   ++attempts == VERIFY_ATTEMPTS)) {

@@ -382,6 +382,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	t->on_lost = config->on_lost;
 	t->memory_id = config->memory_id;
 	t->adopts = config->adopt;
+	t->ends_with_push = config->ends_with_push;
 	t->source_lost = config->source_lost;
 	t->meeting = config->meeting;
 	t->has_place = config->place;

@@ -102,6 +102,9 @@ struct ferry_target_config {
 	uint32_t n_bulk; /* bulk connections, 0 for a default of 1; the dialer decides */
 	uint64_t max_bytes_per_second; /* asked of the source for its push; 0: no limit */
 	bool adopt; /* the regions are registered already and partly filled: take over, resume */
+	/* Only after ferry_target_push() is it complete, however much was touched before: a switchover
+	 * has to be confirmed first. */
+	bool ends_with_push;
 	bool source_lost; /* there is no source to come any more: what is missing is lost at once */
 	/*
 	 * ferry_pager_kept_bytes() of shared memory that outlives us, for a target whose process

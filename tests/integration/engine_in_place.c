@@ -150,6 +150,42 @@ Test(engine_in_place, so_do_they_where_large_pages_cannot_be_mapped)
 	fill_own(PAGE);
 }
 
+static void await_pages(struct filling *f, uint64_t n)
+{
+	struct ferry_target_stats st;
+
+	do {
+		sched_yield();
+		ferry_target_stats(f->target, &st);
+	} while (st.pages_urgent + st.pages_zero < n);
+}
+
+/* A guest that is only being loaded may have touched everything. */
+Test(engine_in_place, who_ends_with_the_push_does_not_end_before)
+{
+	struct source s = {.kind = MEMORY_SHARED, .n_pages = N_PAGES};
+	struct memory m = new_memory(0);
+	struct filling f;
+	struct ferry_failure why = {0};
+
+	source_start(&s);
+	prepare(&f, &m);
+	f.config.ends_with_push = true;
+	assert_ok(ferry_uffd_open(&f.config.uffd, FERRY_TARGET_UFFD_FEATURES, &why), why);
+	assert_ok(ferry_target_new(&f.target, &f.config, &why), why);
+	dial(&f, &s);
+	for (uint64_t page = 0; page < N_PAGES; page++)
+		cr_assert(page_is(&s, page, m.at + page * PAGE));
+	await_pages(&f, N_PAGES);
+	cr_assert_eq(ferry_target_wait(f.target, 500, -1, &why), FERRY_TARGET_OPEN);
+	cr_assert_eq(ferry_target_wait(f.target, 500, -1, &why), FERRY_TARGET_NOTHING, "%s", why.text);
+	complete(&f);
+	ferry_target_free(f.target);
+	source_end(&s);
+	munmap(m.at, BYTES);
+	close(m.fd);
+}
+
 Test(engine_in_place, what_was_made_ready_is_given_back)
 {
 	struct memory m = new_memory(0);

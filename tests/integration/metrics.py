@@ -42,6 +42,9 @@ class Pair:
             "--max-rate", "64K",
         )  # fmt: skip
         self.attach.event("progress")
+        # Until then there is little but their versions.
+        for of, figure in ((self.attach, "pageferry_faults_total"), (self.serve, "pageferry_sessions_total")):
+            wait_for("it has counted", lambda of=of, figure=figure: figure in get(of.metrics))
 
     def __enter__(self):
         return self

@@ -174,6 +174,38 @@ Test(net, an_address_in_use_is_refused_with_advice)
 		  f.text);
 }
 
+static void *close_soon(void *fd)
+{
+	poll(NULL, 0, 200);
+	close(*(int *)fd);
+	return NULL;
+}
+
+static void is_waited_for(const char *text)
+{
+	struct ferry_addr a, bound;
+	struct ferry_failure f = {0};
+	pthread_t thread;
+	int fd, second;
+
+	cr_assert_eq(ferry_addr_parse(&a, text, &f), 0);
+	fd = ferry_net_listen(&a, &f);
+	cr_assert_geq(fd, 0, "%s", f.text);
+	cr_assert_eq(ferry_net_local(fd, &a, &bound), 0);
+	cr_assert_eq(pthread_create(&thread, NULL, close_soon, &fd), 0);
+	second = ferry_net_listen(&bound, &f);
+	cr_assert_geq(second, 0, "%s", f.text);
+	pthread_join(thread, NULL);
+	close(second);
+}
+
+Test(net, an_address_that_is_about_to_be_free_is_waited_for, .init = in_new_directory,
+     .fini = leave_directory)
+{
+	is_waited_for("127.0.0.1:0");
+	is_waited_for("unix:s");
+}
+
 Test(net, an_unknown_host_is_named)
 {
 	struct ferry_addr a = addr_of("no such host:1");
