@@ -14,7 +14,7 @@
 #include "engine_support.h"
 
 #define N_PAGES 4096u
-#define SLOW	(16u << 20)
+#define SLOW	(6u << 20)
 
 TestSuite(engine_loss, .timeout = 120);
 
