@@ -31,7 +31,6 @@
 #include "base/cleanup.h"
 #include "base/net.h"
 #include "pageserver/bucket.h"
-#include "pageserver/opening.h"
 #include "pageserver/server_internal.h"
 
 #define PUSH_BYTES  (256 * FERRY_KIB) /* of one sendmsg */
@@ -74,7 +73,6 @@ struct ferry_push {
 	_Atomic uint64_t rate, charged;
 	bool gives_way; /* to urgent answers: its pages are huge */
 	atomic_bool urgent;
-	struct ferry_opening opening;
 	int result;
 	struct ferry_run failed;
 
@@ -143,22 +141,14 @@ static int pace(struct ferry_push *p)
 }
 
 /*
- * Waits while a target's work opens (opening.h), or while an urgent answer is under way and pages
- * are huge: such a page keeps a processor, and a link, as busy as hundreds of small ones. Both have
- * an end, so that no urgent connection can hold the push for good. Errors: -ECANCELED; -EAGAIN as
- * pace().
+ * A huge page keeps a processor, and a link, as busy as hundreds of small ones: an urgent one is not to
+ * share them with the push. The wait has an end, so that no urgent connection can hold the push for good.
  */
 static int give_way(struct ferry_push *p)
 {
-	int i = 0;
-
-	while ((p->gives_way && i++ < GIVE_WAY_MS && atomic_load(&p->urgent)) ||
-	       ferry_opening_lasts(&p->opening, ferry_now_ns())) {
-		if (is_behind(p))
-			return -EAGAIN;
+	for (int i = 0; p->gives_way && i < GIVE_WAY_MS && atomic_load(&p->urgent); i++)
 		if (ferry_net_wait(p->stop_fd, POLLIN, 1, -1) != -ETIMEDOUT)
 			return -ECANCELED;
-	}
 	return 0;
 }
 
@@ -524,10 +514,6 @@ int ferry_push_start(struct ferry_peer *peer)
 	p->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->bucket.at_ns = ferry_now_ns();
 	ferry_turn_init(&p->turn);
-	p->opening.max_ns =
-		(uint64_t)(peer->server->config.opening_ms ? peer->server->config.opening_ms
-							   : FERRY_OPENING_MS) *
-		FERRY_NS_PER_MS;
 	atomic_init(&p->rate, peer->push_rate);
 	for (uint32_t i = 0; i < p->server->pages.layout.n_regions; i++)
 		p->gives_way |= p->server->pages.layout.regions[i].page_bytes > PUSH_BYTES;
@@ -556,8 +542,6 @@ void ferry_push_set_rate(struct ferry_push *p, uint64_t bytes_per_second)
 void ferry_push_give_way(struct ferry_push *p, bool urgent)
 {
 	atomic_store(&p->urgent, urgent);
-	if (urgent)
-		ferry_opening_asked(&p->opening, ferry_now_ns());
 }
 
 void ferry_push_charge(struct ferry_push *p, uint64_t bytes)

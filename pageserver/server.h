@@ -37,8 +37,6 @@ struct ferry_server_config {
 	 * one at once. Else it keeps it for an hour, since a guest may wait there. */
 	bool gives_up_lost;
 	uint64_t max_bytes_per_second; /* of each session's push, not of urgent pages; 0: none */
-	uint32_t opening_ms; /* how long a push is silent at most while a target opens (opening.h);
-				0: a default */
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
 	struct ferry_ring *ring; /* of no other server ever; borrowed until _free; NULL: makes one */
 	struct ferry_turns *turns; /* that pushes take; borrowed until _free; NULL: none */

@@ -249,8 +249,7 @@ struct ferry_run ferry_urgent_first(const struct ferry_urgent *u);
 /* Start the push thread of @p. Errors: negative errno. */
 int ferry_push_start(struct ferry_peer *p);
 void ferry_push_set_rate(struct ferry_push *push, uint64_t bytes_per_second);
-/* Urgent answers are under way, or no longer: the push of huge pages waits for them, and every push
- * while a target opens (opening.h). */
+/* Urgent answers are under way, or no longer: the push of huge pages waits for them. */
 void ferry_push_give_way(struct ferry_push *push, bool urgent);
 /* Bytes of urgent answers, which count against the rate. */
 void ferry_push_charge(struct ferry_push *push, uint64_t bytes);

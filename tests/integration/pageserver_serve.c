@@ -3,14 +3,11 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <poll.h>
-#include <pthread.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "pageserver/opening.h"
 #include "pageserver_client.h"
 
 static uint64_t allocated(const struct world *w)
@@ -184,91 +181,6 @@ Test(serve, pages_around_a_request_are_pushed_next)
 	}
 	client_fini(&c);
 	world_fini(&w);
-}
-
-/* Throws away what is pushed. */
-static void *drain_main(void *arg)
-{
-	static char bytes[256 * 1024];
-	struct pollfd p = {.fd = ((const struct client *)arg)->bulk[0], .events = POLLIN};
-	ssize_t n;
-
-	do {
-		must(poll(&p, 1, -1) == 1);
-		n = recv(p.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
-	} while (n > 0 || (n < 0 && errno == EAGAIN));
-	return NULL;
-}
-
-static uint64_t n_pushed(const struct world *w)
-{
-	struct ferry_server_stats stats;
-
-	ferry_server_stats(w->server, &stats);
-	return stats.pages_pushed;
-}
-
-static bool is_over(const struct world *w)
-{
-	struct ferry_server_stats stats;
-
-	ferry_server_stats(w->server, &stats);
-	return stats.pages_sent == w->n_pages;
-}
-
-/* Many times what it is otherwise, since this machine may be busy. */
-#define OPENING_MS 6000
-
-/* Asks for page after page, as one thread of a guest does. Return: pages that were pushed in the
- * later part of that, or -1 when we were kept waiting for so long that the opening may have ended.
- */
-static int64_t pushed_while_opening(const struct world *w, struct client *c)
-{
-	uint64_t begin = ferry_now_ns(), sent = begin, now = begin, before = 0;
-
-	for (uint64_t i = 0; now < begin + 600 * FERRY_NS_PER_MS; i++) {
-		uint64_t last = sent;
-
-		if (!before && now > begin + 300 * FERRY_NS_PER_MS)
-			before = 1 + n_pushed(w);
-		sent = ferry_now_ns();
-		client_request(c, w->n_pages - 1 - i, 1);
-		must(client_read(c, c->urgent));
-		now = ferry_now_ns();
-		if (now > last + OPENING_MS / FERRY_OPENING_QUIET * (uint64_t)FERRY_NS_PER_MS)
-			return -1;
-		poll(NULL, 0, 1);
-	}
-	return before && !is_over(w) ? (int64_t)(1 + n_pushed(w) - before) : -1;
-}
-
-Test(serve, the_push_is_silent_while_a_target_opens)
-{
-	struct ferry_server_config config = {.opening_ms = OPENING_MS};
-	int64_t n = -1;
-
-	for (int i = 0; n < 0 && i < 20; i++) {
-		pthread_t thread;
-		struct client c;
-		struct world w;
-
-		world_init(&w, 40000, true, &config, true);
-		client_init(&c, &w, 1, 1);
-		client_open(&c);
-		must(!pthread_create(&thread, NULL, drain_main, &c));
-		client_request(&c, 0, 1);
-		must(client_read(&c, c.urgent));
-		client_start_push(&c, 0);
-		n = pushed_while_opening(&w, &c);
-		/* And goes on then. */
-		while (!is_over(&w))
-			poll(NULL, 0, 1);
-		shutdown(c.bulk[0], SHUT_RDWR);
-		must(!pthread_join(thread, NULL));
-		client_fini(&c);
-		world_fini(&w);
-	}
-	cr_assert_eq(n, 0);
 }
 
 Test(serve, discarded_pages_are_not_pushed)
