@@ -126,6 +126,11 @@ int ferry_cache_start(struct ferry_cache *c, struct ferry_failure *f)
 	return rc < 0 ? rc : ferry_target_push(c->target);
 }
 
+void ferry_cache_leave(struct ferry_cache *c)
+{
+	ferry_target_leave(c->target);
+}
+
 void ferry_cache_close(struct ferry_cache *c)
 {
 	if (!c)

@@ -35,6 +35,8 @@ int ferry_cache_open(struct ferry_cache **out, const struct ferry_cache_config *
 /* Pages may come, and ->arrived may be called, from now on. */
 int ferry_cache_start(struct ferry_cache *c, struct ferry_failure *f);
 /* NULL is fine. */
+/* No other process goes on with it: its place at the page server is given up when it is closed. */
+void ferry_cache_leave(struct ferry_cache *c);
 void ferry_cache_close(struct ferry_cache *c);
 
 /* Return: its memfd; borrowed until _close. */

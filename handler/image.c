@@ -409,6 +409,12 @@ bool ferry_image_has_changed(const struct ferry_image *i)
 		st.st_mtim.tv_nsec != i->written.tv_nsec);
 }
 
+void ferry_image_leave(struct ferry_image *i)
+{
+	if (ferry_image_is_ready(i) && i->cache)
+		ferry_cache_leave(i->cache);
+}
+
 void ferry_image_close(struct ferry_image *i)
 {
 	if (!i)

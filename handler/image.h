@@ -80,6 +80,8 @@ bool ferry_image_has_changed(const struct ferry_image *i);
 bool ferry_image_is_broken(struct ferry_image *i);
 
 /* Nobody uses a view any more. NULL is fine. */
+/* No other process goes on with it: what it has at a page server is given up when it is closed. */
+void ferry_image_leave(struct ferry_image *i);
 void ferry_image_close(struct ferry_image *i);
 
 /**

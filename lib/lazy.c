@@ -104,6 +104,8 @@ static void lazy_free(struct lazy *l)
 {
 	struct ferry_failure f = {0};
 
+	if (l->target)
+		ferry_target_leave(l->target);
 	ferry_target_free(l->target);
 	if (l->recorder && ferry_recorder_close(l->recorder, NULL, NULL, &f) < 0)
 		ferry_warn(l->log.log.sink ? &l->log.log : NULL, "%s", f.text);

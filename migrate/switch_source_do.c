@@ -314,8 +314,11 @@ static enum ferry_switch_event look_back(struct ferry_switch_source *s)
 	return go_on(s);
 }
 
-/* The QEMU that the guest was in has ended, and with it all that the target lacks. */
-static enum ferry_switch_event look_back_alone(struct ferry_switch_source *s)
+/*
+ * The QEMU that the guest was in has ended, and with it all that the target lacks. @unheard: no
+ * other one is in its place, whose guest may be the one that is meant.
+ */
+static enum ferry_switch_event look_back_alone(struct ferry_switch_source *s, bool unheard)
 {
 	enum ferry_look_back look = ferry_switch_look_back(s->entry.phase, FERRY_VMM_ENDED);
 
@@ -323,7 +326,8 @@ static enum ferry_switch_event look_back_alone(struct ferry_switch_source *s)
 	    look == FERRY_LOOK_BEGIN)
 		return FERRY_EV_NOTHING;
 	if (look == FERRY_LOOK_GO_ON)
-		return go_on(s);
+		return unheard || s->config->recovery == FERRY_RECOVER_ONLY ? go_on(s)
+									    : FERRY_EV_NOTHING;
 	ferry_fail(&s->why, FERRY_LOST, -ESRCH,
 		   "QEMU, process %d, has ended, and with it the memory that the guest lacks at "
 		   "the target; " TELL_TARGET,
@@ -380,7 +384,7 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 {
 	int rc = ferry_journal_open(&s->journal, s->config->state_dir, FERRY_SIDE_SOURCE,
 				    s->config->qmp_path, &s->entry, &s->why);
-	enum ferry_switch_event event = rc < 0 ? FERRY_EV_NOTHING : look_back_alone(s);
+	enum ferry_switch_event event = rc < 0 ? FERRY_EV_NOTHING : look_back_alone(s, false);
 
 	if (event)
 		return event;
@@ -389,8 +393,12 @@ static enum ferry_switch_event look_at_vmm(struct ferry_switch_source *s)
 			   "%s: no such socket. If QEMU has ended, so has the memory that the "
 			   "guest may lack at the target, and " TELL_TARGET,
 			   s->config->qmp_path);
-	if (!rc)
+	if (!rc) {
 		rc = ferry_qmp_connect(&s->qmp, s->config->qmp_path, s->config->stop_fd, &s->why);
+		event = rc < 0 ? look_back_alone(s, true) : FERRY_EV_NOTHING;
+	}
+	if (event)
+		return event;
 	if (rc < 0)
 		return look_later(s, rc);
 	ferry_watch_add(&s->watch, ferry_qmp_fd(s->qmp), FERRY_WATCH_VMM);

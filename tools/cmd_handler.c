@@ -371,6 +371,7 @@ static int stopped(struct handler *h)
 	while (!ferry_handler_wait(h->handler, 0, -1, &e) && e.type != FERRY_HANDLER_NOTHING)
 		tell(h, &e);
 	look(h);
+	ferry_image_leave(h->image);
 	if (!h->stats.n_filling)
 		return finish(h, NULL, EXIT_DONE);
 	ferry_fail(&f, FERRY_LOST, -ECANCELED,

@@ -159,6 +159,7 @@ struct ferry_target {
 	struct ferry_session_id session;
 	struct ferry_target_place place; /* as given */
 	bool has_place;
+	_Atomic bool leaves;	/* the place is given up at the end */
 	bool expects;		/* session and n_bulk are known */
 	uint32_t n_bulk;
 	uint32_t first_epoch;	/* that is ours to use, when we dial */

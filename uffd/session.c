@@ -319,6 +319,19 @@ static int gather(struct session *s)
 	}
 }
 
+/* Everything is known, and that may be the end. */
+static bool is_complete(struct ferry_target *t)
+{
+	bool may_end;
+
+	if (!ferry_pager_is_complete(&t->pager))
+		return false;
+	pthread_mutex_lock(&t->lock);
+	may_end = t->push_wanted || !t->ends_with_push;
+	pthread_mutex_unlock(&t->lock);
+	return may_end;
+}
+
 static int establish_by_accepting(struct session *s)
 {
 	struct ferry_target *t = s->t;
@@ -338,7 +351,7 @@ static int establish_by_accepting(struct session *s)
 		pthread_mutex_unlock(&t->lock);
 		if (taken)
 			break;
-		rc = await_kick(s, ferry_pager_is_complete(&t->pager) ? POLITE_MS : -1);
+		rc = await_kick(s, is_complete(t) ? POLITE_MS : -1);
 		if (rc < 0)
 			return ferry_fail_errno(&s->why, FERRY_LINK, rc, "waiting for the source");
 		if (atomic_load(&t->gone))
@@ -452,19 +465,6 @@ static int finish(struct session *s)
 	if (rc == -ETIMEDOUT)
 		ferry_fail(&s->why, FERRY_LINK, rc, "the source did not answer Complete");
 	return rc;
-}
-
-/* Everything is known, and that may be the end. */
-static bool is_complete(struct ferry_target *t)
-{
-	bool may_end;
-
-	if (!ferry_pager_is_complete(&t->pager))
-		return false;
-	pthread_mutex_lock(&t->lock);
-	may_end = t->push_wanted || !t->ends_with_push;
-	pthread_mutex_unlock(&t->lock);
-	return may_end;
 }
 
 /* What the other threads and the owner may have for us. Return: 1 when it is complete. */
@@ -616,9 +616,11 @@ static int run_link(struct session *s)
 		ferry_engine_notify(t, FERRY_TARGET_OPEN, NULL);
 		rc = run(s);
 		/* Nobody comes back for it: its place at the page server is free. */
-		if (rc < 0 && atomic_load(&t->gone) && t->dials)
+		if (rc < 0 && t->dials && (atomic_load(&t->gone) || atomic_load(&t->leaves)))
 			tell_source(s, FERRY_ERROR_UNAVAILABLE,
-				    "the process whose memory is being filled has ended",
+				    atomic_load(&t->gone)
+					    ? "the process whose memory is being filled has ended"
+					    : "it leaves, and does without the rest",
 				    GONE_TIMEOUT_MS, -1);
 		if (!s->released)
 			note_link(s, false);

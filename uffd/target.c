@@ -550,6 +550,11 @@ bool ferry_target_has(const struct ferry_target *t, const struct ferry_run *run)
 	return ferry_bitmap_next_clear(known, run->first_page, end) == end;
 }
 
+void ferry_target_leave(struct ferry_target *t)
+{
+	atomic_store(&t->leaves, true);
+}
+
 int ferry_target_push(struct ferry_target *t)
 {
 	pthread_mutex_lock(&t->lock);

@@ -71,7 +71,8 @@ struct ferry_target_place {
 	uint32_t epoch; /* the first of those that may be used */
 };
 
-#define FERRY_TARGET_EPOCHS_EACH_BITS 16 /* more than one process ever gets through */
+/* More than one process gets through in days of dialing in vain, once a second. */
+#define FERRY_TARGET_EPOCHS_EACH_BITS 20
 
 /* Errors: negative errno. */
 int ferry_target_place_new(struct ferry_target_place *out);
@@ -217,6 +218,9 @@ int ferry_target_want(struct ferry_target *t, const struct ferry_run *run);
 
 /* Are all pages of a run present, or known to be zero? Any thread. */
 bool ferry_target_has(const struct ferry_target *t, const struct ferry_run *run);
+
+/* Nobody will take it over: its place at the page server is given up when it ends. */
+void ferry_target_leave(struct ferry_target *t);
 
 /* Ask the source to push. May be called once a session is open; repeated after each resume. */
 int ferry_target_push(struct ferry_target *t);

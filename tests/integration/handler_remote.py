@@ -38,6 +38,18 @@ def clones_share_what_crosses_the_network(folder):
         assert source["wire_bytes"] < 16 * MIB * 1.5, source
 
 
+def handler_that_ends_early_leaves_its_place(folder):
+    """Nobody else can go on with what it had."""
+    need_root()
+    path = snapshot(folder, 16 * MIB)
+    with Serve("--file", path, "--max-rate", "1M", "--max-sessions", "1") as s:
+        for _ in range(2):
+            with Handler(folder, "--from", s.address, "--plaintext") as h:
+                with Vmm(h, path, 16 * MIB) as vm:
+                    vm.connected().good("touch", 50)
+                assert h.stop()[0] == 0
+
+
 def link_breaks_and_comes_back(folder):
     need_root()
     path = snapshot(folder, 32 * MIB)
@@ -173,6 +185,7 @@ if __name__ == "__main__":
     sys.exit(
         main(
             [
+                handler_that_ends_early_leaves_its_place,
                 clones_share_what_crosses_the_network,
                 link_breaks_and_comes_back,
                 killed_worker_is_replaced,

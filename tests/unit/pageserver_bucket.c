@@ -61,6 +61,17 @@ Test(bucket, says_when_to_come_again)
 	}
 }
 
+Test(bucket, no_rate_is_too_high_nor_debt_too_large)
+{
+	struct ferry_bucket b = {.at_ns = START_NS};
+
+	cr_assert_eq(ferry_bucket_fill(&b, UINT64_MAX, 4096, START_NS + SECOND_NS), 0);
+	cr_assert_eq(b.bytes, 4096);
+	cr_assert(b.rest >= 0 && b.rest < 1);
+	ferry_bucket_take(&b, 1ull << 62);
+	cr_assert_eq(ferry_bucket_fill(&b, 1, 4096, START_NS + 2 * SECOND_NS), SECOND_NS);
+}
+
 Test(bucket, holds_no_more_than_it_does_and_forgets_without_a_limit)
 {
 	struct ferry_bucket b = {.at_ns = START_NS};

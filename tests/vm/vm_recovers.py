@@ -68,6 +68,11 @@ def kill_both(move):
     gate.open(forward=False)
 
 
+def record_of(vm):
+    st = os.stat(vm.qmp)
+    return os.path.join(os.environ["RUNTIME_DIRECTORY"], f"migrate-{st.st_dev:x}-{st.st_ino:x}")
+
+
 def killed_once_all_is_there(lab):
     """
     A move whose 'migrate' was killed after it had learnt that the target has everything, and before it took its
@@ -77,8 +82,7 @@ def killed_once_all_is_there(lab):
     complete, released = move.link.hold("Complete"), move.link.hold("Released")
     move.begin()
     complete.wait(LIMIT_S)
-    st = os.stat(move.source.qmp)
-    record = os.path.join(os.environ["RUNTIME_DIRECTORY"], f"migrate-{st.st_dev:x}-{st.st_ino:x}")
+    record = record_of(move.source)
     os.link(record, record + "-kept")
     complete.open()
     released.wait(LIMIT_S)
@@ -104,6 +108,23 @@ def migrate_killed_once_the_target_is_released(lab):
     lab.retire(move.source)
     # And nothing is left of it.
     assert "nothing to resume" in lab.run("migrate", "--qmp", move.target.qmp, "--resume").end(1)["error"]
+
+
+def another_guest_behind_the_monitor_is_not_taken_for_the_one_that_was_moved(lab):
+    """Its socket may have the number of the one before, by which a record is found."""
+    move, released = killed_once_all_is_there(lab)
+    released.open()
+    move.receive.end(0)
+    move.link.close()
+    record = record_of(move.source)
+    lab.current = move.target
+    lab.retire(move.source)
+    os.rename(record, record_of(move.target))
+    nobody = "127.0.0.1:1"
+    begun = lab.run("migrate", "--supervise", "--qmp", move.target.qmp, "--to", nobody, "--postcopy")
+    assert nobody in begun.end(1)["error"], begun.last
+    move.target.works()
+    move.target.verify()
 
 
 def receive_killed_once_the_source_knows_that_it_has_all(lab):
@@ -361,6 +382,7 @@ def receive_goes_on_without_its_parent(lab):
 CASES = {f.__name__: f for f in (
     receive_is_recovered, receive_is_recovered_again_and_again, migrate_is_resumed, both_are_killed_and_recovered,
     migrate_killed_once_the_target_is_released, receive_killed_once_the_source_knows_that_it_has_all,
+    another_guest_behind_the_monitor_is_not_taken_for_the_one_that_was_moved,
     what_cannot_begin_says_that_the_guest_waits,
     migrate_killed_between_commit_and_its_answer, receive_killed_before_commit_is_read,
     migrate_killed_before_the_commit_runs_the_guest_on, nothing_to_go_on_with_is_refused,
