@@ -275,21 +275,38 @@ static uint64_t checksum(struct ferry_keep_head *record, size_t bytes)
 	return sum;
 }
 
-static bool read_version(int fd, uint64_t version, struct ferry_keep_head *record, size_t bytes)
+/* Return: 1 when it is whole, 0 when it is not, -1 with errno. */
+static int read_version(int fd, uint64_t version, struct ferry_keep_head *record, size_t bytes)
 {
-	return pread(fd, record, bytes, place(version, bytes)) == (ssize_t)bytes &&
-	       record->bytes == bytes && !memcmp(record->magic, MAGIC, sizeof(record->magic)) &&
+	off_t at = place(version, bytes);
+	size_t done = 0;
+
+	while (done < bytes) {
+		ssize_t n = pread(fd, (char *)record + done, bytes - done, at + (off_t)done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -1 : 0;
+		done += (size_t)n;
+	}
+	return record->bytes == bytes && !memcmp(record->magic, MAGIC, sizeof(record->magic)) &&
 	       record->checksum == checksum(record, bytes);
 }
 
 static enum ferry_keep_state read_record(int fd, struct ferry_keep_head *record, size_t bytes)
 {
-	bool has_odd = read_version(fd, 1, record, bytes);
-	uint64_t odd = has_odd ? record->version : 0;
+	int odd = read_version(fd, 1, record, bytes), even;
+	uint64_t odd_version = odd > 0 ? record->version : 0;
 
-	if (!(read_version(fd, 2, record, bytes) && record->version > odd) &&
-	    !(has_odd && read_version(fd, 1, record, bytes)))
-		return FERRY_KEEP_EMPTY;
+	even = odd < 0 ? -1 : read_version(fd, 2, record, bytes);
+	if (even > 0 && record->version < odd_version)
+		even = 0;
+	/* The one that can't be read may be the newer one. */
+	if (!even && odd)
+		even = read_version(fd, 1, record, bytes);
+	if (even <= 0)
+		return even < 0 ? FERRY_KEEP_UNREAD : FERRY_KEEP_EMPTY;
 	return is_there(record, (const struct ferry_keep_file *)(record + 1)) ? FERRY_KEEP_FOUND
 									      : FERRY_KEEP_OTHER;
 }
@@ -309,19 +326,25 @@ enum ferry_keep_state ferry_keep_peek(const char *dir, const char *name, void *r
 	if (dir_fd < 0)
 		return FERRY_KEEP_EMPTY;
 	fd = openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	state = fd < 0 ? FERRY_KEEP_EMPTY : read_record(fd, record, bytes);
+	if (fd < 0)
+		return errno == ENOENT ? FERRY_KEEP_EMPTY : FERRY_KEEP_UNREAD;
+	state = read_record(fd, record, bytes);
 	return state == FERRY_KEEP_FOUND && flock(fd, LOCK_SH | LOCK_NB) < 0 ? FERRY_KEEP_HELD
 									    : state;
 }
 
-/* Return: 0, with the version that counts, 0 when there is none; or -ENOMEM. */
+/* Return: 0, with the version that counts, 0 when there is none; or a negative errno. */
 static int newest(int fd, size_t bytes, uint64_t *version)
 {
 	_cleanup_free_ struct ferry_keep_head *record = malloc(bytes);
+	enum ferry_keep_state state;
 
 	if (!record)
 		return -ENOMEM;
-	*version = read_record(fd, record, bytes) == FERRY_KEEP_EMPTY ? 0 : record->version;
+	state = read_record(fd, record, bytes);
+	if (state == FERRY_KEEP_UNREAD)
+		return -errno;
+	*version = state == FERRY_KEEP_EMPTY ? 0 : record->version;
 	return 0;
 }
 

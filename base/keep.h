@@ -59,13 +59,14 @@ int ferry_keep_open(struct ferry_keep *k, const char *dir, const char *name,
 		    struct ferry_failure *f);
 
 enum ferry_keep_state {
-	FERRY_KEEP_EMPTY, /* nothing, or nothing that is whole */
-	FERRY_KEEP_OTHER, /* a record of a process that has ended, or a file that is gone */
-	FERRY_KEEP_FOUND, /* a record of one that is there */
-	FERRY_KEEP_HELD,  /* the same, and another process is at work on it; _peek only */
+	FERRY_KEEP_EMPTY,  /* nothing, or nothing that is whole */
+	FERRY_KEEP_OTHER,  /* a record of a process that has ended, or a file that is gone */
+	FERRY_KEEP_FOUND,  /* a record of one that is there */
+	FERRY_KEEP_HELD,   /* the same, and another process is at work on it; _peek only */
+	FERRY_KEEP_UNREAD, /* there may be one, but it can't be read this time: errno says why */
 };
 
-/* @record: begins with a struct ferry_keep_head; written unless EMPTY. */
+/* @record: begins with a struct ferry_keep_head; written unless EMPTY or UNREAD. */
 enum ferry_keep_state ferry_keep_read(const struct ferry_keep *k, void *record, size_t bytes);
 
 /* The same without holding the file: what is told may be old at once. */

@@ -43,11 +43,10 @@ static bool is_possible(const struct ferry_journal_entry *e)
 
 static enum ferry_keep_state judge(enum ferry_keep_state found, struct ferry_journal_entry *e)
 {
-	if (found == FERRY_KEEP_EMPTY || !is_possible(e)) {
-		*e = (struct ferry_journal_entry){0};
-		return FERRY_KEEP_EMPTY;
-	}
-	return found;
+	if (found != FERRY_KEEP_EMPTY && found != FERRY_KEEP_UNREAD && is_possible(e))
+		return found;
+	*e = (struct ferry_journal_entry){0};
+	return found == FERRY_KEEP_UNREAD ? found : FERRY_KEEP_EMPTY;
 }
 
 int ferry_journal_open(struct ferry_journal *j, const char *dir, enum ferry_side side,
@@ -64,7 +63,13 @@ int ferry_journal_open(struct ferry_journal *j, const char *dir, enum ferry_side
 	if (rc < 0)
 		return rc;
 	j->found = judge(ferry_keep_read(&j->file, out, sizeof(*out)), out);
-	return 0;
+	if (j->found != FERRY_KEEP_UNREAD)
+		return 0;
+	/* It may say that the guest is at the other side. */
+	rc = ferry_fail_errno(f, FERRY_REFUSE, -errno,
+			      "what is kept of this QEMU in %s can't be read", j->file.path);
+	ferry_keep_close(&j->file, false);
+	return rc;
 }
 
 enum ferry_keep_state ferry_journal_peek(const char *dir, enum ferry_side side,
@@ -83,7 +88,8 @@ bool ferry_journal_guest_waits(const char *dir, enum ferry_side side, const char
 	struct ferry_journal_entry e;
 	enum ferry_keep_state state = ferry_journal_peek(dir, side, qmp_path, &e);
 
-	return state == FERRY_KEEP_FOUND && e.phase >= from && e.phase <= FERRY_JOURNAL_RUNS;
+	return state == FERRY_KEEP_UNREAD ||
+	       (state == FERRY_KEEP_FOUND && e.phase >= from && e.phase <= FERRY_JOURNAL_RUNS);
 }
 
 int ferry_journal_check_encrypted(const struct ferry_journal_entry *e, bool has_tls,

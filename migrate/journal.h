@@ -54,7 +54,8 @@ struct ferry_journal {
  * @dir: NULL for the default, see base/keep.h
  * @out: what was there; ->phase is 0 when there was nothing that is whole
  * On success j->found tells whose it is.
- * Errors: -EBUSY (REFUSE) when another command is at work on this guest, and others, in @f.
+ * Errors: -EBUSY (REFUSE) when another command is at work on this guest, others when there may be
+ *         something that can't be read, in @f.
  */
 int ferry_journal_open(struct ferry_journal *j, const char *dir, enum ferry_side side,
 		       const char *qmp_path, struct ferry_journal_entry *out,

@@ -207,8 +207,8 @@ static int plan(struct attach *a, const struct options *o, struct ferry_failure 
 		return process_ended(a, o, f);
 	rc = ferry_attach_record_open(&a->record_file, NULL, o->pid, r, &why);
 	left = !rc && r->n_regions;
-	if (rc == -EBUSY) {
-		a->recovers = false; /* somebody else is at it */
+	if (rc == -EBUSY || rc == -EBADMSG) {
+		a->recovers &= rc != -EBUSY; /* somebody else is at it */
 		*f = why;
 		return rc;
 	}
@@ -290,8 +290,9 @@ static int open_target(struct attach *a, const struct options *o, struct ferry_f
 static bool guest_waits(const struct options *o)
 {
 	struct ferry_attach_record r;
+	enum ferry_keep_state found = ferry_attach_record_peek(NULL, o->pid, &r);
 
-	return o->recover || ferry_attach_record_peek(NULL, o->pid, &r) == FERRY_KEEP_FOUND;
+	return o->recover || found == FERRY_KEEP_FOUND || found == FERRY_KEEP_UNREAD;
 }
 
 static int start(struct attach *a, const struct options *o, struct ferry_failure *f)

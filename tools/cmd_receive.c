@@ -112,6 +112,9 @@ static int find_address(const struct options *o, struct ferry_addr *out, struct 
 	if (state == FERRY_KEEP_HELD)
 		return ferry_fail(f, FERRY_REFUSE, -EBUSY,
 				  "another pageferry is at work on this guest; wait for its end");
+	if (state == FERRY_KEEP_UNREAD)
+		return ferry_fail_errno(f, FERRY_REFUSE, -errno,
+					"what is kept of this QEMU can't be read");
 	if (state != FERRY_KEEP_FOUND && !o->listen.given)
 		return ferry_fail(f, FERRY_REFUSE, -ENOENT,
 				  "there is nothing to recover: no 'pageferry receive' of this QEMU "

@@ -211,6 +211,7 @@ static int look_back(struct serve *s, const struct options *o, struct ferry_fail
 	enum ferry_keep_state found = FERRY_KEEP_EMPTY;
 	char text[FERRY_ADDR_TEXT_MAX], name[32];
 	struct ferry_failure why = {0};
+	int rc;
 
 	ferry_addr_format(&s->local, text);
 	snprintf(name, sizeof(name), "serve-%016" PRIx64, ferry_checksum(0, text, strlen(text)));
@@ -218,6 +219,12 @@ static int look_back(struct serve *s, const struct options *o, struct ferry_fail
 		ferry_warn(&s->job.report.log, "%s; --resume will not know of this serve", why.text);
 	else
 		found = ferry_keep_read(&s->record_file, &s->record, sizeof(s->record));
+	if (found == FERRY_KEEP_UNREAD) {
+		rc = ferry_fail_errno(f, FERRY_REFUSE, -errno, "what is kept in %s can't be read",
+				      s->record_file.path);
+		ferry_keep_close(&s->record_file, false);
+		return rc;
+	}
 	/* What is left of other memory on this address is of no use any more, once that is served. */
 	s->is_recorded = found == FERRY_KEEP_FOUND && s->record.memory_id == id;
 	if (o->resume && found == FERRY_KEEP_EMPTY)

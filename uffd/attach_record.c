@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "uffd/attach_record.h"
 
+#include <errno.h>
 #include <stdio.h>
 
 #include "uffd/pager.h"
@@ -26,10 +27,10 @@ static bool is_possible(const struct ferry_attach_record *r)
 
 static enum ferry_keep_state judge(enum ferry_keep_state found, struct ferry_attach_record *r)
 {
-	if (found != FERRY_KEEP_EMPTY && is_possible(r))
+	if (found != FERRY_KEEP_EMPTY && found != FERRY_KEEP_UNREAD && is_possible(r))
 		return found;
 	*r = (struct ferry_attach_record){0};
-	return FERRY_KEEP_EMPTY;
+	return found == FERRY_KEEP_UNREAD ? found : FERRY_KEEP_EMPTY;
 }
 
 enum ferry_keep_state ferry_attach_record_peek(const char *dir, pid_t pid,
@@ -44,6 +45,7 @@ enum ferry_keep_state ferry_attach_record_peek(const char *dir, pid_t pid,
 int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
 			     struct ferry_attach_record *out, struct ferry_failure *f)
 {
+	enum ferry_keep_state found;
 	char name[32];
 	int rc;
 
@@ -51,7 +53,16 @@ int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
 	rc = ferry_keep_open(k, dir, name, f);
 	if (rc < 0)
 		return rc;
-	if (judge(ferry_keep_read(k, out, sizeof(*out)), out) != FERRY_KEEP_FOUND)
+	found = judge(ferry_keep_read(k, out, sizeof(*out)), out);
+	if (found == FERRY_KEEP_UNREAD) {
+		ferry_fail_errno(
+			f, FERRY_REFUSE, -errno,
+			"what an earlier attach to process %d has kept in %s can't be read",
+			(int)pid, k->path);
+		ferry_keep_close(k, false);
+		return -EBADMSG;
+	}
+	if (found != FERRY_KEEP_FOUND)
 		*out = (struct ferry_attach_record){0};
 	return 0;
 }

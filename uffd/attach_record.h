@@ -26,7 +26,8 @@ struct ferry_attach_record {
  * ferry_attach_record_open() - the record of process @pid, from now on ours
  * @dir: NULL for the default, see base/keep.h
  * @out: what an earlier attach has left; ->n_regions is 0 when that is nothing
- * Errors: -EBUSY (REFUSE) when another attach is at work on it; others: no record can be kept.
+ * Errors: -EBUSY (REFUSE) when another attach is at work on it; -EBADMSG (REFUSE) when there may be
+ *         one that can't be read; others: no record can be kept.
  */
 int ferry_attach_record_open(struct ferry_keep *k, const char *dir, pid_t pid,
 			     struct ferry_attach_record *out, struct ferry_failure *f);

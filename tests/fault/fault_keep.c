@@ -28,7 +28,7 @@ static bool all_are(const struct record *r, uint8_t v)
 	return true;
 }
 
-/* Return: 0 when there is none, 1 or 2 as written, -1 when it is neither. */
+/* Return: 0 when there is none, 1, 2 or 3 as written, -1 when it is neither. */
 static int what_is_kept(void)
 {
 	static struct record r;
@@ -38,7 +38,10 @@ static int what_is_kept(void)
 		return 0;
 	if (state == FERRY_KEEP_OTHER)
 		return -1; /* we have not ended */
-	return all_are(&r, 1) ? 1 : all_are(&r, 2) ? 2 : -1;
+	for (int v = 1; v <= 3; v++)
+		if (all_are(&r, (uint8_t)v))
+			return v;
+	return -1;
 }
 
 static int write_record(const struct ferry_keep *k, uint8_t v)
@@ -49,13 +52,20 @@ static int write_record(const struct ferry_keep *k, uint8_t v)
 	return WITH_FAULTS(ferry_keep_write(k, &r, sizeof(r), getpid()));
 }
 
+static bool could_not_be_read(enum ferry_keep_state found)
+{
+	return found == FERRY_KEEP_UNREAD && fault_has_struck_in(FAULT_pread64);
+}
+
 static enum fault_outcome use(struct ferry_keep *k, char *why)
 {
 	static struct record r;
-	int first, second, kept, rc;
+	int first, second, third, kept, rc;
+	enum ferry_keep_state found;
 	void *map;
 
-	if (WITH_FAULTS(ferry_keep_read(k, &r, sizeof(r))) != FERRY_KEEP_EMPTY)
+	found = WITH_FAULTS(ferry_keep_read(k, &r, sizeof(r)));
+	if (found != FERRY_KEEP_EMPTY && !could_not_be_read(found))
 		return WRONG("a new record is not empty");
 	first = write_record(k, 1);
 	kept = what_is_kept();
@@ -74,9 +84,18 @@ static enum fault_outcome use(struct ferry_keep *k, char *why)
 	kept = what_is_kept();
 	if (kept < 0 || (!first && !kept) || (!second && kept != 2))
 		return WRONG("the second write: %d, and %d is kept", second, kept);
-	if (!first && !rc && !second)
+	/* In the place of the first one. */
+	third = write_record(k, 3);
+	kept = what_is_kept();
+	if (kept < 0 || (!second && kept < 2) || (!third && kept != 3))
+		return WRONG("the third write: %d, and %d is kept", third, kept);
+	found = WITH_FAULTS(ferry_keep_read(k, &r, sizeof(r)));
+	if (kept ? found != FERRY_KEEP_FOUND && !could_not_be_read(found)
+		 : found == FERRY_KEEP_FOUND)
+		return WRONG("%d is kept, and what is read is %d", kept, (int)found);
+	if (!first && !rc && !second && !third)
 		return FAULT_SURVIVED;
-	snprintf(why, 256, "%s", strerror(-(first ? first : rc ? rc : second)));
+	snprintf(why, 256, "%s", strerror(-(first ? first : rc ? rc : second ? second : third)));
 	return FAULT_REFUSED;
 }
 

@@ -73,6 +73,22 @@ Test(keep, what_was_written_is_found_again)
 	cr_assert_eq(ferry_keep_peek(state, "a", &r, sizeof(r)), FERRY_KEEP_EMPTY);
 }
 
+/* Nobody may take that for none. */
+Test(keep, what_cant_be_read_is_not_nothing)
+{
+	struct record r = {0};
+	char path[300];
+
+	cr_assert_eq(ferry_keep_peek(state, "a", &r, sizeof(r)), FERRY_KEEP_EMPTY);
+	snprintf(path, sizeof(path), "%s/a", state);
+	cr_assert_eq(mkdir(path, 0700), 0);
+	cr_assert_eq(ferry_keep_peek(state, "a", &r, sizeof(r)), FERRY_KEEP_UNREAD);
+	cr_assert_eq(rmdir(path), 0);
+	cr_assert_eq(symlink("elsewhere", path), 0);
+	cr_assert_eq(ferry_keep_peek(state, "a", &r, sizeof(r)), FERRY_KEEP_UNREAD);
+	cr_assert_eq(unlink(path), 0);
+}
+
 /* Where in the file the record with @value has it. */
 static off_t place_of(int fd, int value)
 {
