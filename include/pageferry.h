@@ -173,7 +173,8 @@ struct pageferry_server_options {
  * @options: the struct is borrowed for the call
  * Several targets may connect; each gets everything.
  * Context: any thread. The memory must not be lazy itself, or be complete already.
- * Errors:  -EADDRINUSE, -EADDRNOTAVAIL, -EACCES (REFUSE): the address can't be listened on.
+ * Errors:  -EADDRINUSE (after 1.3 s, since the address of a process that was killed is free only a
+ *          little later), -EADDRNOTAVAIL, -EACCES (REFUSE): the address can't be listened on.
  *          -ENOSYS, -EPERM (REFUSE): the kernel has no io_uring, or forbids it.
  *          -EFAULT (REFUSE): a region is not mapped, or not readable.
  * Source:  io_uring_setup(2), docs/protocol.md

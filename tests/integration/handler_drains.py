@@ -77,6 +77,19 @@ def without_vms_it_ends(folder):
         assert not os.path.exists(h.socket)
 
 
+def before_the_snapshot_is_there_it_ends(folder):
+    """Its page server takes the connection and says nothing."""
+    need_root()
+    path = os.path.join(folder, "handler.sock")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = "127.0.0.1:%d" % silent.getsockname()[1]
+        with Run("handler", "--json", "--socket", path, "--from", address) as h:
+            with silent.accept()[0]:
+                h.child.send_signal(signal.SIGTERM)
+                assert h.end(0)["event"] == "completed"
+                assert not os.path.exists(path)
+
+
 def second_signal_ends_at_once(folder):
     with handler(folder) as (h, path), Vmm(h, path, SIZE) as vm:
         vm.connected().good("touch", 20)
@@ -220,6 +233,7 @@ if __name__ == "__main__":
             [
                 vms_become_complete,
                 without_vms_it_ends,
+                before_the_snapshot_is_there_it_ends,
                 second_signal_ends_at_once,
                 signal_of_a_terminal_counts_once,
                 who_had_connected_is_let_in,
