@@ -230,7 +230,7 @@ class Console:
             # client; and until a pause, for QEMU writes the character that it sends to a client which goes
             # into the log a second time.
             output = b""
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 poll = select.poll()
                 poll.register(sock, select.POLLIN)

@@ -315,12 +315,19 @@ class Session:
         self.epoch += 1
         return self.open()
 
+    def answer_pings(self):
+        """Who reads its control connection too seldom is taken for lost."""
+        while select.select([self.control], [], [], 0)[0]:
+            name, msg, _ = self.control.receive()
+            self.control.handle_ping(name, msg, f"{name} while pages are asked for")
+
     def fetch(self, batches, depth):
         """Requests each batch of runs, with @depth requests outstanding, until all are answered."""
         waiting = collections.deque(batches)
         while waiting or self.requests.open:
             while waiting and len(self.requests.open) < depth:
                 self.requests.send(self.urgent, waiting.popleft())
+            self.answer_pings()
             name, run, payload = self.urgent.receive()
             if self.urgent.is_alive(name):
                 continue

@@ -89,4 +89,6 @@ class HeldSource:
         return page
 
     def close(self):
+        # An accept() that is begun again would be one of whoever has the descriptor's number by then.
+        self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()

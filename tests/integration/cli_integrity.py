@@ -12,7 +12,7 @@ import threading
 from cli_support import PAGE, Holder, Run, Serve, content, main, need_root, run, state_of, wait_for
 
 N_PAGES = 1500
-FEW = "256K"  # a rate at which a push takes long
+FEW = "64K"  # a rate at which a push takes long
 
 
 class Corrupter:
@@ -62,6 +62,7 @@ class Corrupter:
             b.close()
 
     def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)  # else its thread stays in accept()
         self.listener.close()
 
 
@@ -131,7 +132,7 @@ def verify_names_the_pages_that_are_wrong(folder):
 def verify_passes_while_the_process_writes(folder):
     data = content(N_PAGES)
     path = write_file(folder, data, "verified")
-    with Holder("memfd", len(data)) as h, Serve("--file", path, "--max-rate", "8M") as s:
+    with Holder("memfd", len(data)) as h, Serve("--file", path, "--max-rate", "2M") as s:
         with attach(h, s.address, "--verify") as a:
             a.event("progress")
             for page in range(0, N_PAGES, 100):
@@ -171,7 +172,7 @@ def verify_finds_what_changed_after_its_placement(folder):
     need_root()
     data = content(N_PAGES)
     path = write_file(folder, data, "later")
-    with Holder("anon", len(data)) as h, Serve("--file", path, "--max-rate", "3M") as s:
+    with Holder("anon", len(data)) as h, Serve("--file", path, "--max-rate", "1M") as s:
         stopped(h)
         with attach(h, s.address, "--verify") as a:
             a.event("progress")
@@ -213,7 +214,7 @@ def lost_pages_are_poisoned(folder):
     """Whoever touches one gets a memory error. All others are right."""
     data = content(N_PAGES)
     path = write_file(folder, data, "poisoned")
-    with Holder("anon", len(data)) as h, Serve("--file", path, "--max-rate", "2M") as s:
+    with Holder("anon", len(data)) as h, Serve("--file", path, "--max-rate", "512K") as s:
         with attach(h, s.address, "--on-lost", "poison") as a:
             lose_half(path, a)
             last = a.end(0)
@@ -253,7 +254,7 @@ def what_a_lost_source_had_is_poisoned(folder):
 def the_process_is_stopped_where_pages_are_lost(folder):
     data = content(N_PAGES)
     path = write_file(folder, data, "stopped")
-    with Holder("anon", len(data)) as h, Serve("--file", path, "--max-rate", "2M") as s:
+    with Holder("anon", len(data)) as h, Serve("--file", path, "--max-rate", "512K") as s:
         with attach(h, s.address, "--on-lost", "stop") as a:
             lose_half(path, a)
             a.event("pages-lost")

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a running command may still do: nothing that it doesn't need."""
 import os
+import random
 import resource
 import shutil
 import signal
@@ -63,8 +64,12 @@ def check_threads(pid, allowed, bound=None, confined=True, in_effect=None):
     """
     check_limits(pid)
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as f:
-            field = dict(line.split(":", 1) for line in f.read().splitlines() if ":" in line)
+        try:
+            with open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as f:
+                field = dict(line.split(":", 1) for line in f.read().splitlines() if ":" in line)
+        except (FileNotFoundError, ProcessLookupError):
+            assert task != str(pid), "it has ended"
+            continue  # the kernel's own for io_uring come and go
         for name, wanted in (("CapPrm", allowed), ("CapEff", allowed if in_effect is None else in_effect)):
             assert int(field[name], 16) == wanted, (name, field[name], field["Name"])
         assert bound is None or int(field["CapBnd"], 16) == bound, field["CapBnd"]
@@ -199,8 +204,8 @@ def the_parent_of_a_supervised_command_does_nothing_but_wait(folder):
 
 
 def privileged_port():
-    """One that nobody has now. The kernel chooses none of these."""
-    for port in range(1023, 512, -1):
+    """One that nobody has now. The kernel chooses none of these, and another run of this test hardly the same."""
+    for port in random.sample(range(513, 1024), 511):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
             try:
                 s.bind(("127.0.0.1", port))

@@ -90,7 +90,7 @@ def lost_pages_are_not_filled_with_zeros(folder):
     n_lost = 20
     with open(path, "wb") as f:
         f.write(b"".join(data_page(i + 1) for i in range(4 * PAGES)))
-    with Holder("aligned", 4 * BLOCK) as h, Serve("--file", path, "--max-rate", "4M") as s:
+    with Holder("aligned", 4 * BLOCK) as h, Serve("--file", path, "--max-rate", "1M") as s:
         with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address,
                  "--on-lost", "poison") as a:
             a.event("progress")

@@ -8,6 +8,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,9 @@ import traceback
 from contextlib import contextmanager
 
 PAGE = os.sysconf("SC_PAGESIZE")
-LIMIT_S = 60  # how long anything may take before a test fails
+LIMIT_S = 120  # how long anything may take before a test fails
 PR_SET_PDEATHSIG = 1
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,11 +134,23 @@ def json_lines(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+kept_ports = []
+
+
+def address_of_ours():
+    """Where one can listen after another: its port is given to nobody else in between, until the test ends."""
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("127.0.0.1", 0))
+    kept_ports.append(s)
+    return "127.0.0.1:%d" % s.getsockname()[1]
+
+
 class Serve(Run):
     """pageferry serve --json, with the address that it listens on."""
 
-    def __init__(self, *args, listen="127.0.0.1:0"):
-        super().__init__("serve", "--json", "--listen", listen, *args)
+    def __init__(self, *args, listen=None):
+        super().__init__("serve", "--json", "--listen", listen or address_of_ours(), *args)
         self.address = self.event("listening")["address"]
 
 
@@ -252,6 +266,15 @@ def state_of(pid):
 def need_root():
     if os.geteuid():
         raise Skip("not run as root")
+
+
+def private_run():
+    """A folder of control sockets that no other command of this machine is in."""
+    if os.geteuid():
+        return  # $XDG_RUNTIME_DIR is this test's own
+    if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
+        raise Skip("no mount namespace of its own: " + os.strerror(ctypes.get_errno()))
+    assert not libc.mount(b"tmpfs", b"/run", b"tmpfs", 0, None)
 
 
 def main(tests):

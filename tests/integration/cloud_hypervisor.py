@@ -180,10 +180,10 @@ def a_refusal_is_told_also_when_an_answer_is_on_its_way(folder):
 
 def nobody_there_is_told(folder):
     path, _ = small(folder, "nobody")
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        address = "127.0.0.1:%d" % s.getsockname()[1]
-    with Restore(path, address) as r:
-        assert "refused" in r.end(1)["error"]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))  # and does not listen
+        with Restore(path, "127.0.0.1:%d" % s.getsockname()[1]) as r:
+            assert "refused" in r.end(1)["error"]
 
 
 # Requests, and what is said of them. The lower memory is 0 to LOW_PAGES.
@@ -323,11 +323,13 @@ def one_that_never_closes_can_be_left(folder):
     with CloudHypervisor() as t, Restore(path, t) as r:
         t.up_to_running()
         t.fill()
+        t.page(t.pages(PAGE)[0], PAGE)  # the last one is counted before this is answered
         check_memory(t, memory)
         r.child.send_signal(signal.SIGTERM)
         r.end(0)
     with CloudHypervisor() as t, Restore(path, t) as r:
         t.up_to_running(7)
+        t.page(t.pages(PAGE)[0], PAGE)
         r.event("stage", stage="serve")
         r.child.send_signal(signal.SIGTERM)
         assert "had 7 of 500 pages" in r.end(4)["error"]

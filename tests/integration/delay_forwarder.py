@@ -23,6 +23,7 @@ class Forwarder:
         return self
 
     def __exit__(self, *_):
+        self.listener.shutdown(socket.SHUT_RDWR)  # else its thread stays in accept()
         self.listener.close()
         self.cut()
 

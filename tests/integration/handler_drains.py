@@ -139,6 +139,7 @@ def half_a_message_counts(folder):
     """It is completed after the signal."""
     with handler(folder) as (h, path), Vmm(h, path, SIZE) as vm, Vmm(h, path, SIZE, late="told") as late:
         vm.connected()
+        h.event("vm-filling", vmm_pid=vm.pid)
         assert late.answer()["late"] == late.pid
         drain(h, 1)
         is_filled(vm)

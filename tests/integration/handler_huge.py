@@ -32,13 +32,13 @@ def restore(folder, path, *source):
 def from_a_file(folder):
     need_root()
     path = snapshot(folder, 10 * HUGE)
-    restore(folder, path, "--file", path, "--max-rate", "4M")
+    restore(folder, path, "--file", path, "--max-rate", "1M")
 
 
 def from_afar(folder):
     need_root()
     path = snapshot(folder, 10 * HUGE)
-    with Serve("--file", path, "--max-rate", "4M") as s:
+    with Serve("--file", path, "--max-rate", "1M") as s:
         restore(folder, path, "--from", s.address, "--plaintext")
 
 

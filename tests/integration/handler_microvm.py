@@ -52,7 +52,7 @@ def guest_is_restored_remotely(folder):
     need_root()
     path = os.path.join(folder, "guest.mem")
     save(path)
-    with Serve("--file", path, "--max-rate", "8M") as s, Handler(folder, "--from", s.address, "--plaintext") as h:
+    with Serve("--file", path, "--max-rate", "2M") as s, Handler(folder, "--from", s.address, "--plaintext") as h:
         clones = [start() for _ in range(3)]
         for vm in clones:
             vm.tell(f"restore {path} {h.socket}")

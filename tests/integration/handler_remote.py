@@ -76,7 +76,7 @@ def killed_worker_is_replaced(folder):
     need_root()
     path = snapshot(folder, 32 * MIB)
     # One worker after the other is the same target there, and has its place.
-    with Serve("--file", path, "--max-rate", "4M", "--max-sessions", "1") as s:
+    with Serve("--file", path, "--max-rate", "1M", "--max-sessions", "1") as s:
         with Handler(folder, "--from", s.address, "--plaintext") as h, Vmm(h, path, 32 * MIB) as vm:
             vm.connected()
             for i in range(2):

@@ -53,8 +53,16 @@ class Handler(Run):
         return out
 
     def status(self):
-        with Run("status", "--json", "--control", self.control) as s:
-            return json.loads(s.rest()[1].splitlines()[0])
+        """What it says of itself. While a worker is replaced nobody answers, and on a busy machine not in time."""
+        answers = []
+
+        def is_told():
+            with Run("status", "--json", "--control", self.control) as s:
+                answers[:] = [json.loads(s.rest()[1].splitlines()[0])]
+            return answers[0]["event"] == "running"
+
+        wait_for("it says how it is", is_told)
+        return answers[0]
 
     def kill_worker(self, n_discarded):
         """Kills it once it has noted that so many pages were discarded in its time. Between reading that and

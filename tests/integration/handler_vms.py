@@ -166,7 +166,7 @@ def vmm_of_another_user_is_turned_away(folder):
     need_root()
     os.chmod(folder, 0o755)
     path = snapshot(folder, 16 * MIB)
-    with Handler(folder, "--file", path, "--max-rate", SLOW, "--user", "65533") as h:
+    with Handler(folder, "--file", path, "--max-rate", "512K", "--user", "65533") as h:
         made = os.stat(h.socket)
         assert (made.st_uid, made.st_mode & 0o777) == (65533, 0o600), made
         os.chmod(h.socket, 0o666)
@@ -294,7 +294,7 @@ def snapshot_that_changes_is_told(folder):
 def killed_worker_is_replaced(folder):
     need_root()
     path = snapshot(folder, 64 * MIB)
-    with Handler(folder, "--file", path, "--max-rate", "2M") as h:
+    with Handler(folder, "--file", path, "--max-rate", "1M") as h:
         with Vmm(h, path, 64 * MIB) as vm:
             vm.connected()
             for i in range(4):

@@ -14,6 +14,8 @@ from cli_support import PAGE, Holder, Run, Skip, content, main, run, wait_for
 
 SOURCE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 N_PAGES = 600
+SILENT_S = 2  # CLIENT_S of tools/metrics.c
+TRIES = 5
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -92,7 +94,8 @@ def promtool(text):
 
 def figures_agree_with_what_happened(folder):
     with Pair(folder) as p:
-        for page in range(0, 300, 10):
+        # From the end, where the push comes last; the last one is for later.
+        for page in range(N_PAGES - 10, N_PAGES // 2, -10):
             p.holder.ask("byte", page * PAGE)
 
         def seen():
@@ -239,45 +242,65 @@ def answer(s):
     return got
 
 
+def five_answers(address, said):
+    """How long they take while many others have said no more than this."""
+    held = [knock(address) for _ in range(200)]
+    for s in held:
+        try:
+            s.sendall(said)
+        except OSError:
+            pass  # it had to go already
+    begin = time.monotonic()
+    for _ in range(5):
+        assert get(address)
+    took = time.monotonic() - begin
+    for s in held:
+        s.close()
+    return took
+
+
 def silent_connections_keep_nobody_waiting(folder):
     """Those that say nothing, and those that never come to the end of what they say."""
     with Pair(folder) as p:
-        address, held = p.attach.metrics, []
         for said in (b"", b"GET /metrics HTTP/1.1\r\na: "):
-            held = [knock(address) for _ in range(200)]
-            for s in held:
-                try:
-                    s.sendall(said)
-                except OSError:
-                    pass  # it had to go already
-            begin = time.monotonic()
-            for _ in range(5):
-                assert get(address)
-            took = time.monotonic() - begin
-            assert took < 2, f"{took:.1f} s for five answers"
-            for s in held:
-                s.close()
+            # A machine may stand still for some seconds. So one time will do.
+            assert any(five_answers(p.attach.metrics, said) < 2 for _ in range(TRIES)), "five answers take 2 s"
         assert int(p.holder.ask("byte", 0)) == p.data[0]
 
 
 def many_of_one_address_leave_another_alone(folder):
     with Pair(folder) as p:
         address = p.attach.metrics
-        with knock(address, ("127.0.0.2", 0)) as other:
-            other.sendall(b"GET /metrics HTTP/1.1\r\n")
-            held = [knock(address) for _ in range(100)]
-            assert get(address)  # so all of them were let in by now
-            other.sendall(b"Connection: close\r\nHost: x\r\n\r\n")
-            assert answer(other).startswith(b"HTTP/1.1 200 "), "it had to go for another's sake"
-            for s in held:
-                s.close()
+        for _ in range(TRIES):
+            begin = time.monotonic()
+            with knock(address, ("127.0.0.2", 0)) as other:
+                other.sendall(b"GET /metrics HTTP/1.1\r\n")
+                held = [knock(address) for _ in range(100)]
+                assert get(address)  # so all of them were let in by now
+                try:
+                    other.sendall(b"Connection: close\r\nHost: x\r\n\r\n")
+                    got = answer(other)
+                except ConnectionError:
+                    got = b""
+                for s in held:
+                    s.close()
+            if got.startswith(b"HTTP/1.1 200 "):
+                return
+            # Only on a machine that stood still it was silent for too long itself.
+            assert time.monotonic() - begin >= SILENT_S, "it had to go for another's sake"
+        raise AssertionError("it had to go each time")
+
+
+def silent_s(address):
+    with knock(address) as s:
+        begin = time.monotonic()
+        answer(s)
+        return time.monotonic() - begin
 
 
 def a_silent_connection_is_ended_soon(folder):
-    with Pair(folder) as p, knock(p.attach.metrics) as s:
-        begin = time.monotonic()
-        answer(s)
-        assert time.monotonic() - begin < 6
+    with Pair(folder) as p:
+        assert any(silent_s(p.attach.metrics) < 6 for _ in range(TRIES))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A micro-VM's processes, driven by lines, and a forwarder between them that can be cut."""
+import contextlib
 import ctypes
 import glob
 import random
@@ -86,9 +87,11 @@ class Monitor:
 
     def vcpus_in(self, function):
         for task in glob.glob(f"/proc/{self.child.pid}/task/*"):
-            with open(task + "/comm", encoding="ascii") as name, open(task + "/wchan", encoding="ascii") as where:
-                if where.read() == function:
-                    yield name.read().strip()
+            # One that is no vCPU may have ended.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                with open(task + "/comm", encoding="ascii") as name, open(task + "/wchan", encoding="ascii") as where:
+                    if where.read() == function:
+                        yield name.read().strip()
 
     def end(self):
         self.send("quit")

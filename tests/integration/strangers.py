@@ -23,7 +23,7 @@ from cli_support import LIMIT_S, PAGE, Holder, Run, Serve, content, main, need_r
 N_PAGES = 1000
 N_FLOODS = 3
 TURN = 64  # the answers that a connection gets at most before it is another's turn
-SLOW = "512K"  # a rate of the push at which there is time for strangers
+SLOW = "64K"  # a rate of the push at which there is time for strangers
 
 
 def connect(address):

@@ -17,11 +17,12 @@ import sys
 import xml.dom.minidom
 import zlib
 
-from cli_support import PAGE, Holder, Run, Serve, content, main, preloaded, run, wait_for
+from cli_support import PAGE, Holder, Run, Serve, content, main, preloaded, private_run, run, wait_for
 from delay_forwarder import Forwarder
 
 N_PAGES = 3000
 SLOW_PUSH = "64K"  # nearly all pages are asked for
+TRIES = 5
 STAGES = ["queue", "outage", "out", "source", "back", "net", "remote", "push", "place", "local"]
 
 
@@ -118,26 +119,40 @@ def check_directions(rows):
         assert r["source_ns"] == r["source_answered_ns"] - r["source_received_ns"], r
 
 
+def small_rest(measure):
+    """On a busy machine the rest may be as long as what is measured. So one time will do, for what @measure returns."""
+    figures = []
+    while len(figures) < TRIES:
+        rest, whole = measure()
+        if rest * 4 < whole:
+            return
+        figures.append((rest, whole))
+    raise AssertionError(figures)
+
+
 def a_delay_of_the_network_is_the_networks(folder):
     data = full(N_PAGES)
     pages = random.Random(1).sample(range(N_PAGES), 25)
+
+    def measure(s, there, back):
+        with Forwarder(s.address, there, back) as f:
+            path = traced(folder, data, f.address, pages, "net.trace")
+        rows = asked(rows_of(path))
+        assert len(rows) >= len(pages) // 2, len(rows)
+        check_sums(rows)
+        check_directions(rows)
+        for r in rows:
+            assert r["out_ns"] + r["back_ns"] >= 40e6, r
+            # What was really added in a direction is within the uncertainty.
+            assert r["out_ns"] + r["uncertainty_ns"] >= there * 1e9, r
+            assert r["back_ns"] + r["uncertainty_ns"] >= back * 1e9, r
+        net = median([r["out_ns"] + r["back_ns"] for r in rows])
+        return median([r["total_ns"] - r["out_ns"] - r["back_ns"] for r in rows]), net
+
     with Serve("--file", write_file(folder, data), "--max-rate", SLOW_PUSH) as s:
         # As long in one direction as in the other; then all of it in one.
         for there, back in ((0.020, 0.020), (0.0, 0.040), (0.040, 0.0)):
-            with Forwarder(s.address, there, back) as f:
-                path = traced(folder, data, f.address, pages, "net.trace")
-            rows = asked(rows_of(path))
-            assert len(rows) >= len(pages) // 2, len(rows)
-            check_sums(rows)
-            check_directions(rows)
-            for r in rows:
-                assert r["out_ns"] + r["back_ns"] >= 40e6, r
-                # What was really added in a direction is within the uncertainty.
-                assert r["out_ns"] + r["uncertainty_ns"] >= there * 1e9, r
-                assert r["back_ns"] + r["uncertainty_ns"] >= back * 1e9, r
-            net = median([r["out_ns"] + r["back_ns"] for r in rows])
-            rest = median([r["total_ns"] - r["out_ns"] - r["back_ns"] for r in rows])
-            assert rest * 4 < net, (rest, net)
+            small_rest(lambda there=there, back=back: measure(s, there, back))
 
 
 def a_slow_source_is_the_sources(folder):
@@ -145,16 +160,19 @@ def a_slow_source_is_the_sources(folder):
     pages = random.Random(2).sample(range(N_PAGES), 25)
     slow_us = 30000
     file = write_file(folder, data)
-    with SlowServe(SLOW_PREAD, slow_us, "--file", file, "--max-rate", SLOW_PUSH) as s:
+
+    def measure():
         path = traced(folder, data, s.address, pages, "source.trace")
-    rows = asked(rows_of(path))
-    assert len(rows) >= len(pages) // 2, len(rows)
-    check_sums(rows)
-    check_directions(rows)
-    for r in rows:
-        assert r["source_ns"] >= slow_us * 1000, r
-    rest = median([r["total_ns"] - r["source_ns"] for r in rows])
-    assert rest * 4 < slow_us * 1000, rest
+        rows = asked(rows_of(path))
+        assert len(rows) >= len(pages) // 2, len(rows)
+        check_sums(rows)
+        check_directions(rows)
+        for r in rows:
+            assert r["source_ns"] >= slow_us * 1000, r
+        return median([r["total_ns"] - r["source_ns"] for r in rows]), slow_us * 1000
+
+    with SlowServe(SLOW_PREAD, slow_us, "--file", file, "--max-rate", SLOW_PUSH) as s:
+        small_rest(measure)
 
 
 def nearest_rank(values, permille):
@@ -174,7 +192,7 @@ def check_series(got, values, what):
 def the_report_agrees_with_figures_made_from_the_csv(folder):
     data = content(N_PAGES)
     pages = random.Random(3).sample(range(N_PAGES), 700)
-    with Serve("--file", write_file(folder, data), "--max-rate", "4M") as s:
+    with Serve("--file", write_file(folder, data), "--max-rate", "1M") as s:
         path = traced(folder, data, s.address, pages, "all.trace")
     rows, joins, report = rows_of(path), rows_of(path, "join"), report_of(path)
     check_sums(rows)
@@ -214,7 +232,7 @@ def a_lost_connection_is_an_outage(folder):
                 touch(h, data, [2000])
                 f.hold.set()
                 h.send("byte", 2500 * PAGE)
-                assert not h.answers(0.3)
+                assert not h.answers(2)
                 f.hold.clear()
                 f.cut()
                 assert int(h.answer()) == data[2500 * PAGE]
@@ -231,6 +249,7 @@ def a_running_command_is_recorded_from_outside(folder):
     data = full(N_PAGES)
     pages = random.Random(4).sample(range(N_PAGES), 200)
     path, sock = os.path.join(folder, "live.trace"), os.path.join(folder, "attach.sock")
+    private_run()
     status, _, err = run("trace", "record", "-o", path)
     assert status == 1 and "no running command" in err, err
     with Serve("--file", write_file(folder, data), "--max-rate", SLOW_PUSH) as s:
@@ -297,7 +316,7 @@ def read_trace(path):
 def an_independent_reader_understands_the_file(folder):
     data = content(N_PAGES)
     pages = random.Random(5).sample(range(N_PAGES), 100)
-    with Serve("--file", write_file(folder, data), "--max-rate", "8M") as s:
+    with Serve("--file", write_file(folder, data), "--max-rate", "2M") as s:
         path = traced(folder, data, s.address, pages, "format.trace", to_the_end=True)
     records = read_trace(path)
     kinds = collections.Counter(r[0] for r in records)

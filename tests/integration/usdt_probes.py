@@ -52,7 +52,7 @@ def the_script_measures_faults(folder):
         f.write(content(N_PAGES))
     with Serve("--file", path) as s, Holder("anon", N_PAGES * PAGE) as h:
         with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", s.address,
-                 "--max-rate", "64K") as a:  # fmt: skip
+                 "--max-rate", "16K") as a:  # fmt: skip
             a.event("progress")
             check(h, a.pid)
 

@@ -143,7 +143,7 @@ def receive_killed_once_the_source_knows_that_it_has_all(lab):
 
 def resume_beside_another(move, status):
     """Somebody else talks to the monitor, and QEMU can't be asked. Returns what is said."""
-    other = vm_support.ferryvm.Qmp(move.source.qmp)
+    other = vm_support.ferryvm.Qmp(move.source.qmp, timeout=LIMIT_S)
     error = move.lab.run("migrate", "--qmp", move.source.qmp, "--resume").end(status)["error"]
     other.close()
     return error
@@ -182,7 +182,7 @@ def a_source_that_was_resumed_serves_no_more(lab):
     """Its memory is another one since, whether it runs or stands still again."""
     move = Move(lab, receive=("--max-rate", "4M"))
     kill_both(move)
-    qmp = vm_support.ferryvm.Qmp(move.source.qmp)
+    qmp = vm_support.ferryvm.Qmp(move.source.qmp, timeout=LIMIT_S)
     qmp.command("cont")
     qmp.command("stop")
     qmp.close()
@@ -282,7 +282,7 @@ def a_paused_push_waits_and_the_guest_works(lab):
     gate.open()
     while True:  # what was on its way
         gate = move.link.hold("PageRun", "bulk")
-        if not gate.is_reached.wait(1.0):
+        if not gate.is_reached.wait(5):
             break
         gate.open()
     move.target.works()

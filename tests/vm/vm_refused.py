@@ -120,15 +120,16 @@ def monitor_of_somebody_else(lab):
 def monitor_that_is_taken(lab):
     """QEMU serves one client of a monitor at a time."""
     source = lab.guest()
-    client = ferryvm.Qmp(source.qmp)
+    client = ferryvm.Qmp(source.qmp, timeout=vm_support.LIMIT_S)
     refused_source(lab, source, "another program holds this monitor", "of its own")
     client.close()
 
 
 def nobody_listens(lab):
-    with socket.create_server(("127.0.0.1", 0)) as s:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))  # and does not listen
         port = s.getsockname()[1]
-    refused_source(lab, lab.guest(), f"127.0.0.1:{port}", "refused", to=f"127.0.0.1:{port}")
+        refused_source(lab, lab.guest(), f"127.0.0.1:{port}", "refused", to=f"127.0.0.1:{port}")
 
 
 def target_is_a_page_server(lab):

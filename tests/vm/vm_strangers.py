@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """Who else connects to the port of 'receive', before and during a move, is turned away and harms nothing."""
+import contextlib
 import random
 import socket
 import sys
@@ -36,8 +37,9 @@ def turned_away(receive, said, words):
         got = answer(s)
     assert got[:5] == b"PFRY" + bytes([TYPES["Error"]]), got
     assert words.encode() in got, got
-    vm_support.wait_for("'receive' tells of it", lambda: len(receive.errors) > n)
-    assert "127.0.0.1" in receive.errors[n] and words in receive.errors[n], receive.errors[n]
+    # It may still tell of one before.
+    vm_support.wait_for("'receive' tells of it",
+                        lambda: any("127.0.0.1" in e and words in e for e in receive.errors[n:]))
 
 
 def header(kind, n_message, n_payload=0, magic=b"PFRY"):
@@ -103,7 +105,8 @@ def slow_one_is_not_waited_for(lab):
         said = iter(header(TYPES["Hello"], 1000) + bytes(900))
         got = b""
         while not got:
-            s.sendall(bytes([next(said)]))
+            with contextlib.suppress(ConnectionError):  # what it had to say is read all the same
+                s.sendall(bytes([next(said)]))
             try:
                 got = s.recv(65536)
             except TimeoutError:

@@ -24,6 +24,7 @@ GUESTS = os.path.normpath(os.path.join(HERE, "..", "..", "guest-test-vm"))
 sys.path.insert(0, GUESTS)
 
 import ferryvm  # noqa: E402
+import kvm  # noqa: E402
 from forwarder import Forwarder  # noqa: E402
 
 LIMIT_S = 120  # how long anything may take before its case fails
@@ -418,6 +419,12 @@ def missing():
     return None
 
 
+def choose_accel():
+    """Once for all: on a busy host KVM may seem to be slow at one start, and a guest doesn't move between two kinds."""
+    if os.environ.get("PAGEFERRY_GUEST_ACCEL", "auto") == "auto":
+        os.environ["PAGEFERRY_GUEST_ACCEL"] = "kvm" if kvm.runs_kernels() else "tcg"
+
+
 def run_case(lab, name, case):
     """What TAP says of it."""
     print(f"-- {name}", flush=True)
@@ -453,6 +460,8 @@ def main(cases, options=None, rest=5000):
         cases = {name: cases[name] for name in args.names}
     sys.stdout.reconfigure(line_buffering=True)
     why = missing()
+    if not why:
+        choose_accel()
     with tempfile.TemporaryDirectory(prefix="ferry-vm-") as folder:
         os.environ["RUNTIME_DIRECTORY"] = folder
         lab = Lab(folder, args, rest)
