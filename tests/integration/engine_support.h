@@ -25,7 +25,7 @@ struct source {
 	bool hold;
 	uint32_t state_bytes;
 	/* set by source_start() */
-	char address[128]; /* empty: the kernel chooses; kept for the next start */
+	char address[128]; /* empty: one is chosen; kept for the next start */
 	struct child child;
 };
 
