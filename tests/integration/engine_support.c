@@ -259,7 +259,7 @@ static void *reader(void *arg)
 		if (atomic_load(&r->stop))
 			break;
 		x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-		page = x % r->source->n_pages;
+		page = x % (r->n_first ? r->n_first : r->source->n_pages);
 		if (!page_is(r->source, page, r->memory + page * page_bytes_of(r->source->kind)))
 			atomic_fetch_add(&r->n_wrong, 1);
 		atomic_fetch_add(&r->n_read, 1);
