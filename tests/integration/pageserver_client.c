@@ -15,7 +15,7 @@
 #include "base/util.h"
 #include "protocol/connection.h"
 
-#define TIMEOUT_MS 20000
+#define TIMEOUT_MS 60000
 
 void must_failed(const char *file, int line, const char *what)
 {
