@@ -211,6 +211,14 @@ static int exchange(struct run *r, int dialed, int accepted)
 	return rc;
 }
 
+/* The end of a connection may be seen sooner than the other side says why. */
+static bool is_said(const struct run *r)
+{
+	for (int i = 0; i < LIMIT_MS && !r->n_said; i++)
+		usleep(1000);
+	return r->n_said;
+}
+
 /* Return: 0, or why it could not be used, which was told. */
 static int connect_once(struct run *r, char *why)
 {
@@ -237,7 +245,7 @@ static int connect_once(struct run *r, char *why)
 		return -EILSEQ;
 	}
 	/* A reset of the pair means that who is to be told is gone. */
-	if (rc < 0 && !r->n_said && !fault_has_struck_with(ECONNRESET)) {
+	if (rc < 0 && !fault_has_struck_with(ECONNRESET) && !is_said(r)) {
 		ferry_tls_explain(r->dials.tls, dialed, &f);
 		snprintf(why, 256, "the connection ended (%s), and nobody says why: %.100s",
 			 strerror(-rc), f.text);

@@ -53,6 +53,8 @@ static void fill_under_load(struct source *s)
 	source_start(s);
 	target_start(&t, s);
 	readers_start(&r, s, t.memory, 4 * s->n_pages);
+	/* Some fault, even where the push is faster than they are. */
+	target_await_pages(&t, 1);
 	target_push(&t);
 	target_await(&t, PAGEFERRY_COMPLETE);
 	readers_join(&r);

@@ -22,6 +22,7 @@
 #define N_USERS	  4
 #define N_TOUCHES 1500
 #define RATE	  (16u << 20)
+#define SLOW_RATE (64u << 10) /* of the first source: not all has come when it is lost */
 
 struct pair {
 	uint8_t *from, *to;
@@ -62,10 +63,11 @@ static void *use(void *arg)
 	return NULL;
 }
 
-static int serve(struct pair *p)
+static int serve(struct pair *p, uint64_t rate)
 {
 	struct pageferry_region r = {.name = "memory", .start = p->from, .bytes = BYTES};
-	struct pageferry_server_options o = {.size = sizeof(o), .listen = p->path};
+	struct pageferry_server_options o = {
+		.size = sizeof(o), .listen = p->path, .max_bytes_per_second = rate};
 	struct pageferry_error e;
 	int rc = pageferry_server_new(&p->server, &r, 1, &o, &e);
 
@@ -111,7 +113,7 @@ static int round_of(struct pair *p)
 	int rc = 0;
 
 	p->to = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p->to == MAP_FAILED || serve(p) < 0 || make_lazy(p) < 0)
+	if (p->to == MAP_FAILED || serve(p, SLOW_RATE) < 0 || make_lazy(p) < 0)
 		return -1;
 	for (int i = 0; i < N_USERS; i++)
 		if (pthread_create(&users[i], NULL, use, p))
@@ -120,7 +122,7 @@ static int round_of(struct pair *p)
 		rc = pageferry_lazy_stats(p->lazy, &st);
 	pageferry_server_free(p->server);
 	rc |= await(p->lazy, PAGEFERRY_LINK_LOST);
-	rc |= serve(p);
+	rc |= serve(p, RATE);
 	rc |= await(p->lazy, PAGEFERRY_COMPLETE);
 	for (int i = 0; !rc && i < N_USERS; i++)
 		pthread_join(users[i], NULL);

@@ -4,6 +4,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -93,8 +95,7 @@ static int source_child(int in, int out, void *arg)
 	uint64_t bytes = s->n_pages * page_bytes_of(s->kind);
 	struct pageferry_region region = {.name = "memory", .bytes = bytes};
 	struct pageferry_server_options options = {.size = sizeof(options),
-						   .listen = s->address[0] ? s->address
-									   : "127.0.0.1:0",
+						   .listen = s->address,
 						   .hold = s->hold,
 						   .state_bytes = s->state_bytes};
 	uint8_t state[PAGEFERRY_MAX_STATE_BYTES];
@@ -131,10 +132,28 @@ static int source_child(int in, int out, void *arg)
 	return 0;
 }
 
+/*
+ * A port that is ours until the test ends: bound, so that nobody else gets it while the source is away, and
+ * its target finds nobody there.
+ */
+static void choose_address(struct source *s)
+{
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+	socklen_t len = sizeof(at);
+
+	cr_assert(fd >= 0 && !setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)));
+	cr_assert(!bind(fd, (struct sockaddr *)&at, len) &&
+		  !getsockname(fd, (struct sockaddr *)&at, &len));
+	snprintf(s->address, sizeof(s->address), "127.0.0.1:%d", ntohs(at.sin_port));
+}
+
 void source_start(struct source *s)
 {
 	char address[sizeof(s->address)];
 
+	if (!s->address[0])
+		choose_address(s);
 	s->child = child_start(source_child, s);
 	cr_assert(read(s->child.from, address, sizeof(address)) == sizeof(address),
 		  "the source did not start: %d", child_end(&s->child));
@@ -240,7 +259,7 @@ static void *reader(void *arg)
 		if (atomic_load(&r->stop))
 			break;
 		x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-		page = x % r->source->n_pages;
+		page = x % (r->n_first ? r->n_first : r->source->n_pages);
 		if (!page_is(r->source, page, r->memory + page * page_bytes_of(r->source->kind)))
 			atomic_fetch_add(&r->n_wrong, 1);
 		atomic_fetch_add(&r->n_read, 1);

@@ -25,7 +25,7 @@ struct source {
 	bool hold;
 	uint32_t state_bytes;
 	/* set by source_start() */
-	char address[128]; /* empty: the kernel chooses; kept for the next start */
+	char address[128]; /* empty: one is chosen; kept for the next start */
 	struct child child;
 };
 
@@ -76,6 +76,7 @@ struct readers {
 	const uint8_t *memory;
 	unsigned long threads[N_READERS];
 	uint64_t n_each; /* pages to read; 0: until stopped */
+	uint64_t n_first; /* of the memory: they leave the rest alone; 0: they use all */
 	_Atomic bool stop;
 	_Atomic uint64_t n_read, n_wrong;
 };

@@ -343,7 +343,7 @@ Test(lib_handles, the_log_function_can_not_call_back)
 	c.lazy = make_lazy(&o);
 	cr_assert_eq(pageferry_lazy_connect(c.lazy, src.address, &e), 0, "%s", e.text);
 	source_kill(&src);
-	while (pageferry_lazy_wait(c.lazy, 10000, &e) == PAGEFERRY_OPEN)
+	while (pageferry_lazy_wait(c.lazy, 40000, &e) == PAGEFERRY_OPEN)
 		;
 	/* It is said after the event. */
 	while (!c.n_lines)

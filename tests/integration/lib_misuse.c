@@ -497,7 +497,7 @@ Test(lib_misuse, nothing_is_printed_and_the_log_is_called)
 	cr_assert_eq(pageferry_lazy_new(&l, &r, 1, &o, &e), 0);
 	cr_assert_eq(pageferry_lazy_connect(l, src.address, &e), 0);
 	source_kill(&src);
-	while (pageferry_lazy_wait(l, 10000, &e) == PAGEFERRY_OPEN)
+	while (pageferry_lazy_wait(l, 40000, &e) == PAGEFERRY_OPEN)
 		;
 	r.start = map_anon(BYTES);
 	cr_assert_eq(pageferry_lazy_new(&quiet, &r, 1, NULL, &e), 0);

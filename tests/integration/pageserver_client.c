@@ -11,11 +11,12 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/net.h"
 #include "base/util.h"
 #include "protocol/connection.h"
 
-#define TIMEOUT_MS 20000
+#define TIMEOUT_MS 60000
 
 void must_failed(const char *file, int line, const char *what)
 {
@@ -203,17 +204,44 @@ bool client_read_any(struct client *c, int fd)
 	return true;
 }
 
+/* The last frame is one. */
+static void answer_ping(struct client *c)
+{
+	struct ferry_message pong = {.type = FERRY_FRAME_PONG};
+
+	pong.pong = (struct ferry_pong){c->m.ping.sent_ns, 1, 2};
+	client_send(c, c->control, &pong);
+}
+
 bool client_read(struct client *c, int fd)
 {
 	while (client_read_any(c, fd)) {
-		struct ferry_message pong = {.type = FERRY_FRAME_PONG};
-
 		if (c->m.type != FERRY_FRAME_PING)
 			return true;
-		if (fd != c->control)
-			continue; /* those want no answer */
-		pong.pong = (struct ferry_pong){c->m.ping.sent_ns, 1, 2};
-		client_send(c, fd, &pong);
+		if (fd == c->control) /* others want no answer */
+			answer_ping(c);
+	}
+	return false;
+}
+
+bool client_await(struct client *c, int fd, int timeout_ms)
+{
+	uint64_t now = ferry_now_ns(), end = now + (uint64_t)timeout_ms * FERRY_NS_PER_MS;
+	struct ferry_message last = c->m;
+
+	for (; now < end; now = ferry_now_ns()) {
+		struct pollfd p[] = {{.fd = fd, .events = POLLIN},
+				     {.fd = c->control, .events = POLLIN}};
+
+		must(poll(p, 2, (int)((end - now) / FERRY_NS_PER_MS) + 1) >= 0);
+		if (p[0].revents)
+			return true;
+		if (!p[1].revents)
+			continue;
+		must(client_read_any(c, c->control));
+		must(c->m.type == FERRY_FRAME_PING);
+		answer_ping(c);
+		c->m = last;
 	}
 	return false;
 }

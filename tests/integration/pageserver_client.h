@@ -77,6 +77,8 @@ void client_send(struct client *c, int fd, const struct ferry_message *m);
 bool client_read(struct client *c, int fd);
 /* The same, whatever it is. */
 bool client_read_any(struct client *c, int fd);
+/* Waits until there is something to read, and answers Pings on ->control meanwhile. Keeps c->m. */
+bool client_await(struct client *c, int fd, int timeout_ms);
 
 void client_request(struct client *c, uint64_t first, uint32_t n);
 /* Takes the run in c->m: compares it with what the world has, and remembers it. */

@@ -2,8 +2,10 @@
 /* Sessions that the page server opens itself, to a target that listens. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -22,6 +24,18 @@ static int listen_any(struct ferry_addr *at)
 
 	must(fd >= 0);
 	must(!ferry_net_local(fd, &any, at));
+	return fd;
+}
+
+/* An address where nobody listens, and that nobody else is given. Return: the socket that keeps it. */
+static int reserve_any(struct ferry_addr *at)
+{
+	struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+
+	must(fd >= 0 && !setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)));
+	must(!bind(fd, (struct sockaddr *)&any, sizeof(any)));
+	must(!ferry_net_local(fd, &(struct ferry_addr){.host = "127.0.0.1"}, at));
 	return fd;
 }
 
@@ -166,12 +180,12 @@ Test(dial, tells_once_of_a_target_that_is_not_there_and_goes_on_trying)
 {
 	struct ferry_failure f = {0};
 	struct ferry_addr to;
-	int listen_fd = listen_any(&to);
+	_cleanup_close_ int reserved_fd = reserve_any(&to);
 	struct client c;
 	struct world w;
-	int fd;
+	int fd, listen_fd;
 
-	close(listen_fd);
+	must(reserved_fd >= 0);
 	world_init(&w, 100, true, NULL, true);
 	client_init(&c, &w, 0, 1);
 	must(!ferry_server_dial(w.server, &to, &id, 1, 0, &f));

@@ -34,7 +34,7 @@ static void go_on(struct client *c, unsigned int *seed, int n_frames)
 		for (uint32_t b = 0; b < c->n_bulk; b++)
 			p[1 + b] = (struct pollfd){.fd = c->bulk_done[b] ? -1 : c->bulk[b],
 						   .events = POLLIN};
-		must(poll(p, 1 + c->n_bulk, 20000) >= 0);
+		must(poll(p, 1 + c->n_bulk, 60000) >= 0);
 		for (uint32_t b = 0; b <= c->n_bulk; b++) {
 			if (!p[b].revents)
 				continue;
@@ -86,7 +86,7 @@ static void run(bool in_place, unsigned int seed)
 	}
 	while (completed < N_TARGETS) {
 		struct ferry_failure f;
-		int rc = ferry_server_wait(w.server, 20000, -1, &f);
+		int rc = ferry_server_wait(w.server, 60000, -1, &f);
 
 		must(rc == FERRY_SERVER_COMPLETED || rc == FERRY_SERVER_LINK_LOST);
 		completed += rc == FERRY_SERVER_COMPLETED;

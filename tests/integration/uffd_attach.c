@@ -24,7 +24,7 @@
 #include "uffd_support.h"
 
 #define TIMES	 200
-#define BLOCK_NS (2 * (uint64_t)FERRY_NS_PER_S)
+#define BLOCK_NS (10 * (uint64_t)FERRY_NS_PER_S) /* we must be there before */
 
 /* What children and we both see. */
 struct shared {

@@ -440,7 +440,7 @@ Test(net, a_live_unix_socket_is_not_replaced, .init = in_new_directory, .fini = 
 /* Its queue is full, so that nobody can find out by connecting: it must neither block nor replace.
  */
 Test(net, a_busy_unix_socket_is_not_replaced, .init = in_new_directory, .fini = leave_directory,
-     .timeout = 10)
+     .timeout = 60)
 {
 	struct ferry_addr real;
 	_cleanup_close_ int listener = listen_on("unix:s", &real);

@@ -12,7 +12,7 @@
 #include "migrate/acceptor.h"
 #include "uffd/channel.h"
 
-#define LIMIT_MS 10000
+#define LIMIT_MS 60000
 
 struct door {
 	struct ferry_acceptor *acceptor;
