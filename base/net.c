@@ -105,6 +105,29 @@ static int resolve(const struct ferry_addr *a, int flags, struct addrinfo **out,
 			  gai_strerror(rc));
 }
 
+static bool is_loopback(const struct sockaddr *sa)
+{
+	const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
+	const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
+
+	return sa->sa_family == AF_INET	   ? ntohl(in->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET
+	       : sa->sa_family == AF_INET6 ? IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr)
+					   : false;
+}
+
+/*
+ * BBR, the default of some hosts, spaces what it sends by a timer, which makes a stream half as
+ * fast where no link is behind it. For a socket that is not connected yet, as are those that it
+ * will accept: a timer that was once asked for stays.
+ */
+static void spare_pacing(int fd, const struct sockaddr *sa)
+{
+	static const char algorithm[] = "reno"; /* every kernel has it, for everybody */
+
+	if (is_loopback(sa))
+		setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, algorithm, sizeof(algorithm) - 1);
+}
+
 static int listen_once(const struct ferry_addr *a, struct ferry_failure *f)
 {
 	struct addrinfo *list;
@@ -123,6 +146,7 @@ static int listen_once(const struct ferry_addr *a, struct ferry_failure *f)
 			continue;
 		}
 		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+		spare_pacing(fd, ai->ai_addr);
 		if (!bind(fd, ai->ai_addr, ai->ai_addrlen) && !listen(fd, LISTEN_BACKLOG))
 			break;
 		err = -errno;
@@ -212,6 +236,7 @@ static int dial_one(int family, const struct sockaddr *sa, socklen_t len, uint64
 
 	if (fd < 0)
 		return -errno;
+	spare_pacing(fd, sa);
 	rc = connect_wait(fd, sa, len, deadline_ns, stop_fd);
 	if (!rc && is_own_end(fd))
 		rc = -ECONNREFUSED;
