@@ -162,6 +162,39 @@ Test(net, urgent_and_bulk_differ_in_the_kernel)
 	cr_assert_eq(b, 256 * 1024);
 }
 
+static void check_algorithm(int fd, const char *want)
+{
+	char got[16] = "";
+	socklen_t len = sizeof(got);
+
+	cr_assert_eq(getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, got, &len), 0);
+	cr_assert_str_eq(got, want);
+}
+
+/* BBR would set timers for each packet, and it is the host's to say what is used on its network. */
+Test(net, only_what_stays_on_this_host_has_an_algorithm_of_ours)
+{
+	struct ferry_addr here, any;
+	int at_here = listen_on("127.0.0.1:0", &here), at_any = listen_on("0.0.0.0:0", &any);
+	char hosts[16] = "";
+	socklen_t len = sizeof(hosts);
+	int from, to;
+
+	/* Of a socket that nobody has changed. */
+	from = socket(AF_INET, SOCK_STREAM, 0);
+	cr_assert_eq(getsockopt(from, IPPROTO_TCP, TCP_CONGESTION, hosts, &len), 0);
+	ferry_close(from);
+	from = dial(&here);
+	to = accept_one(at_here);
+	check_algorithm(from, "reno");
+	check_algorithm(to, "reno");
+	check_algorithm(at_any, hosts);
+	ferry_close(from);
+	ferry_close(to);
+	ferry_close(at_here);
+	ferry_close(at_any);
+}
+
 Test(net, an_address_in_use_is_refused_with_advice)
 {
 	struct ferry_failure f = {0};
