@@ -352,17 +352,15 @@ static int wait_for_memory(int err, int *waited_ms, int timeout_ms, int stop_fd)
 	return ferry_net_wait(stop_fd, POLLIN, SHORT_MEMORY_MS, -1) == -ETIMEDOUT ? 0 : -ECANCELED;
 }
 
-int ferry_net_read_all(int fd, void *buf, size_t len, int timeout_ms, int stop_fd)
+int ferry_net_read_more(int fd, void *buf, size_t len, size_t *done, int timeout_ms, int stop_fd)
 {
-	char *p = buf;
 	int waited_ms = 0, rc;
 
-	while (len) {
-		ssize_t n = recv(fd, p, len, MSG_DONTWAIT);
+	while (*done < len) {
+		ssize_t n = recv(fd, (char *)buf + *done, len - *done, MSG_DONTWAIT);
 
 		if (n > 0) {
-			p += n;
-			len -= (size_t)n;
+			*done += (size_t)n;
 			continue;
 		}
 		if (!n)
@@ -375,6 +373,13 @@ int ferry_net_read_all(int fd, void *buf, size_t len, int timeout_ms, int stop_f
 			return rc;
 	}
 	return 0;
+}
+
+int ferry_net_read_all(int fd, void *buf, size_t len, int timeout_ms, int stop_fd)
+{
+	size_t done = 0;
+
+	return ferry_net_read_more(fd, buf, len, &done, timeout_ms, stop_fd);
 }
 
 int ferry_net_write_all(int fd, const void *buf, size_t len, int timeout_ms, int stop_fd)

@@ -59,7 +59,9 @@ int ferry_net_wait(int fd, short events, int timeout_ms, int stop_fd);
  * progress, -1 for none.
  * Errors (LINK): -ECONNRESET when the peer closed first (also at the first byte), -ETIMEDOUT,
  * -ECANCELED on @stop_fd, or what the socket says.
+ * ferry_net_read_more() can be gone on with after -ETIMEDOUT: @done is in and out.
  */
+int ferry_net_read_more(int fd, void *buf, size_t len, size_t *done, int timeout_ms, int stop_fd);
 int ferry_net_read_all(int fd, void *buf, size_t len, int timeout_ms, int stop_fd);
 int ferry_net_write_all(int fd, const void *buf, size_t len, int timeout_ms, int stop_fd);
 /* @iov is used up: its entries change. */

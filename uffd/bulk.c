@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One bulk connection: receives pushed runs straight into an aligned buffer and places them. */
+/*
+ * One bulk connection: receives pushed runs straight into an aligned buffer and places them. Whole
+ * blocks of private memory of our own are received elsewhere, and moved (gather.h).
+ */
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
@@ -11,16 +14,20 @@
 #include "protocol/alive.h"
 #include "protocol/checksum.h"
 #include "uffd/engine.h"
+#include "uffd/gather.h"
 
 /* While the mapping is changing, or memory is short: how long to wait before trying again. */
 #define RETRY_MAX_MS	10
 #define SHORT_MEMORY_MS 100
+/* How often what is held back is looked at, while nothing comes. */
+#define HELD_LOOK_MS 1
 
 struct receiver {
 	struct ferry_target *t;
 	struct ferry_engine_bulk *bulk;
 	struct ferry_arena arena;
 	struct ferry_connection connection;
+	struct ferry_gather gather;
 	struct ferry_message *m;
 	int silence_ms;		       /* that is borne; -1: any */
 	struct ferry_trace_ring *ring; /* borrowed; NULL when nothing is traced */
@@ -83,35 +90,6 @@ static int await_push(struct receiver *r)
 	return rc < 0 && rc != -ETIMEDOUT ? link_error(r, rc) : 0;
 }
 
-/* Read one frame; its payload is then in the bulk's buffer. */
-static int receive_frame(struct receiver *r, struct ferry_frame *frame)
-{
-	uint8_t header[FERRY_FRAME_HEADER_BYTES];
-	struct ferry_frame_header h;
-	uint8_t *msg = r->bulk->buffer + FERRY_MAX_RUN_BYTES;
-	int fd = r->bulk->fd, stop = r->t->stop_fd;
-	int rc = ferry_net_read_all(fd, header, sizeof(header), r->silence_ms, stop);
-
-	if (rc < 0)
-		return link_error(r, rc);
-	if (ferry_frame_header_decode(header, &h) < 0)
-		return refuse(r, "what came is not a frame");
-	rc = ferry_net_read_all(fd, msg, h.msg_bytes, r->silence_ms, stop);
-	if (!rc && h.payload_bytes)
-		rc = ferry_net_read_all(fd, r->bulk->buffer, h.payload_bytes, r->silence_ms, stop);
-	if (rc < 0)
-		return link_error(r, rc);
-	*frame = (struct ferry_frame){.type = h.type,
-				      .msg = msg,
-				      .msg_bytes = h.msg_bytes,
-				      .payload = r->bulk->buffer,
-				      .payload_bytes = h.payload_bytes};
-	atomic_fetch_add_explicit(&r->t->counters.wire_bytes,
-				  sizeof(header) + h.msg_bytes + h.payload_bytes,
-				  memory_order_relaxed);
-	return 0;
-}
-
 /* Wait a little, or until everything ends. */
 static int pause_ms(struct ferry_target *t, int ms)
 {
@@ -120,9 +98,9 @@ static int pause_ms(struct ferry_target *t, int ms)
 	return poll(&p, 1, ms) > 0 ? -ECANCELED : 0;
 }
 
-/* Place a run however often it takes. */
+/* Place a run however often it takes. @moves: it is a whole block that was gathered */
 static int place(struct receiver *r, const struct ferry_run *run, enum ferry_encoding encoding,
-		 const void *data)
+		 const void *data, bool moves)
 {
 	struct ferry_target *t = r->t;
 	uint64_t received_ns = ferry_now_ns();
@@ -130,9 +108,11 @@ static int place(struct receiver *r, const struct ferry_run *run, enum ferry_enc
 	int wait_ms = 0, rc;
 
 	for (;;) {
-		rc = encoding == FERRY_ENCODING_LOST
-			     ? ferry_engine_lose(t, run)
-			     : ferry_engine_fill(t, run, data, &r->bulk->pipe, &done, &n_new);
+		rc = moves && !done ? ferry_gather_move(&r->gather, &done, &n_new) : 0;
+		if (!rc)
+			rc = encoding == FERRY_ENCODING_LOST
+				     ? ferry_engine_lose(t, run)
+				     : ferry_engine_fill(t, run, data, &r->bulk->pipe, &done, &n_new);
 		if (rc == -EAGAIN) {
 			/* The fault thread reads the event; then the thread that made it must run. */
 			ferry_engine_kick(t->fault_kick);
@@ -166,6 +146,115 @@ static int place(struct receiver *r, const struct ferry_run *run, enum ferry_enc
 	return 0;
 }
 
+/* What is held back is placed now. */
+static int let_go(struct receiver *r)
+{
+	struct ferry_run run = r->gather.held;
+	int rc;
+
+	if (!run.n_pages)
+		return 0;
+	rc = place(r, &run, FERRY_ENCODING_RAW, r->gather.block, ferry_gather_is_whole(&r->gather));
+	r->gather.held.n_pages = 0;
+	if (!rc)
+		ferry_engine_progress(r->t);
+	return rc;
+}
+
+static int read_all(struct receiver *r, void *buf, size_t len)
+{
+	size_t done = 0;
+	int rc;
+
+	for (;;) {
+		bool holds = r->gather.held.n_pages;
+
+		rc = ferry_net_read_more(r->bulk->fd, buf, len, &done,
+					 holds ? HELD_LOOK_MS : r->silence_ms, r->t->stop_fd);
+		if (rc != -ETIMEDOUT || !holds)
+			return rc < 0 ? link_error(r, rc) : 0;
+		rc = ferry_gather_is_due(&r->gather) ? let_go(r) : 0;
+		if (rc < 0)
+			return rc;
+	}
+}
+
+/* Where the payload of the message that was decoded is to go. */
+static int find_room(struct receiver *r, uint8_t **out)
+{
+	const struct ferry_page_run *pr = &r->m->run;
+	int rc;
+
+	*out = r->bulk->buffer;
+	if (!r->gather.map)
+		return 0;
+	/* Pages of another kind are not gathered; nor is what will be refused. */
+	if (r->m->type == FERRY_FRAME_PAGE_RUN && pr->encoding == FERRY_ENCODING_RAW &&
+	    ferry_pager_has(&r->t->pager, &pr->run) &&
+	    r->m->payload_bytes == (uint64_t)pr->run.n_pages * FERRY_PAGE_SIZE_DEFAULT) {
+		uint8_t *room = ferry_gather_room(&r->gather, &pr->run);
+
+		if (!room) {
+			rc = let_go(r);
+			if (rc < 0)
+				return rc;
+			room = ferry_gather_room(&r->gather, &pr->run);
+		}
+		if (room)
+			*out = room;
+		return 0;
+	}
+	return let_go(r);
+}
+
+/* Read one message into r->m, with its payload. */
+static int receive(struct receiver *r)
+{
+	uint8_t header[FERRY_FRAME_HEADER_BYTES];
+	struct ferry_frame_header h;
+	uint8_t *msg = r->bulk->buffer + FERRY_MAX_RUN_BYTES, *payload;
+	enum ferry_error_code code;
+	char why[FERRY_MAX_TEXT];
+	int rc = read_all(r, header, sizeof(header));
+
+	if (rc < 0)
+		return rc;
+	if (ferry_frame_header_decode(header, &h) < 0)
+		return refuse(r, "what came is not a frame");
+	rc = read_all(r, msg, h.msg_bytes);
+	if (rc < 0)
+		return rc;
+	rc = ferry_message_decode(&(struct ferry_frame){.type = h.type,
+							.msg = msg,
+							.msg_bytes = h.msg_bytes,
+							.payload = r->bulk->buffer,
+							.payload_bytes = h.payload_bytes},
+				  &r->arena, r->m, why);
+	if (!rc)
+		rc = ferry_connection_check(&r->connection, r->m, &code, why);
+	if (rc == -ECONNREFUSED)
+		return ferry_fail(&r->why, FERRY_REFUSE, rc, "the source says: %s", why);
+	if (rc < 0)
+		return refuse(r, why);
+	rc = find_room(r, &payload);
+	if (!rc)
+		rc = read_all(r, payload, h.payload_bytes);
+	if (rc < 0)
+		return rc;
+	r->m->payload = payload;
+	atomic_fetch_add_explicit(&r->t->counters.wire_bytes,
+				  sizeof(header) + h.msg_bytes + h.payload_bytes,
+				  memory_order_relaxed);
+	return 0;
+}
+
+/* A run that was received to where it is gathered. */
+static int gather(struct receiver *r, const struct ferry_run *run)
+{
+	ferry_gather_add(&r->gather, run);
+	return ferry_gather_is_due(&r->gather) ? let_go(r) : 0;
+}
+
 static int handle_run(struct receiver *r)
 {
 	struct ferry_target *t = r->t;
@@ -180,7 +269,11 @@ static int handle_run(struct receiver *r)
 		return refuse(r, "pages of another size than the layout's");
 	if (!ferry_checksum_fits(&r->connection, r->m))
 		return ferry_engine_bad_checksum(t, run, &r->why);
-	rc = place(r, run, pr->encoding, raw ? r->m->payload : NULL);
+	/* What was held before it may have been let go meanwhile: then it is placed from there. */
+	if (raw && r->m->payload ==
+			   r->gather.block + (size_t)r->gather.held.n_pages * FERRY_PAGE_SIZE_DEFAULT)
+		return gather(r, run);
+	rc = place(r, run, pr->encoding, raw ? r->m->payload : NULL, false);
 	if (rc < 0)
 		return rc;
 	if (pr->encoding == FERRY_ENCODING_ZERO)
@@ -189,18 +282,8 @@ static int handle_run(struct receiver *r)
 	return 0;
 }
 
-static int handle(struct receiver *r, const struct ferry_frame *frame)
+static int handle(struct receiver *r)
 {
-	enum ferry_error_code code;
-	char why[FERRY_MAX_TEXT];
-	int rc = ferry_message_decode(frame, &r->arena, r->m, why);
-
-	if (!rc)
-		rc = ferry_connection_check(&r->connection, r->m, &code, why);
-	if (rc == -ECONNREFUSED)
-		return ferry_fail(&r->why, FERRY_REFUSE, rc, "the source says: %s", why);
-	if (rc < 0)
-		return refuse(r, why);
 	if (r->m->type == FERRY_FRAME_PAGE_RUN)
 		return handle_run(r);
 	if (r->m->type == FERRY_FRAME_PING)
@@ -217,24 +300,25 @@ void *ferry_engine_bulk_thread(void *arg)
 {
 	struct ferry_engine_bulk *bulk = arg;
 	struct receiver r = {.t = bulk->target, .bulk = bulk, .connection = bulk->connection};
-	struct ferry_frame frame;
 	int rc = -ENOMEM;
 
 	bulk->pipe = FERRY_MEMORY_PIPE_NONE;
 	r.ring = ferry_trace_ring(bulk->target->trace, FERRY_RING_BULK, bulk->index);
+	ferry_gather_init(&r.gather, r.t);
 	r.m = malloc(sizeof(*r.m));
 	if (!r.m || ferry_arena_init(&r.arena) < 0)
 		ferry_fail_errno(&r.why, FERRY_LINK, rc, "setting up");
 	else
 		rc = await_push(&r);
 	while (!rc) {
-		rc = receive_frame(&r, &frame);
+		rc = receive(&r);
 		if (!rc)
-			rc = handle(&r, &frame);
+			rc = handle(&r);
 	}
 	ferry_fail_prefix(&r.why, "bulk connection");
 	ferry_engine_link_broken(r.t, &r.why);
 	ferry_memory_pipe_close(&bulk->pipe);
+	ferry_gather_fini(&r.gather);
 	free(r.m);
 	ferry_arena_fini(&r.arena);
 	return NULL;

@@ -104,6 +104,7 @@ struct ferry_target {
 	bool abandoned;
 	bool adopts; /* took over from one that was killed */
 	bool ends_with_push;
+	bool no_large_pages;
 	bool source_lost;
 	uint64_t max_bytes_per_second;
 	struct ferry_tls *tls; /* borrowed; NULL: plain connections */
@@ -201,6 +202,15 @@ struct ferry_target {
  */
 int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const void *data,
 		      struct ferry_memory_pipe *pipe, uint32_t *done, uint32_t *n_new);
+
+/**
+ * ferry_engine_move() - give a whole block of pages of ours away, where none of it is known yet
+ * @data: what came for it, see ferry_place_move()
+ * Errors: -EEXIST when something of it is known; else those of ferry_place_move(). On error some of
+ * it may have been moved: @placed.
+ */
+int ferry_engine_move(struct ferry_target *t, const struct ferry_run *run, void *data,
+		      struct ferry_placed *placed);
 
 /* Place zeros on one page, or wake who waits there when it is present. Errors: as above. */
 int ferry_engine_fill_zero(struct ferry_target *t, uint32_t region, uint64_t page);

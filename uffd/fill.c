@@ -247,6 +247,31 @@ int ferry_engine_fill(struct ferry_target *t, const struct ferry_run *run, const
 	return rc;
 }
 
+int ferry_engine_move(struct ferry_target *t, const struct ferry_run *run, void *data,
+		      struct ferry_placed *placed)
+{
+	const struct ferry_bitmap *known = &t->pager.regions[run->region].known;
+	uint64_t end = run->first_page + run->n_pages;
+	struct ferry_run did = *run;
+	int rc = -EEXIST;
+
+	*placed = (struct ferry_placed){0};
+	if (t->has_discards)
+		pthread_mutex_lock(&t->discard_lock);
+	if (ferry_bitmap_next_set(known, run->first_page, end) == end) {
+		note(t, run, data);
+		rc = ferry_place_move(&t->uffd, address(t, run->region, run->first_page), data,
+				      (uint64_t)run->n_pages * t->regions[run->region].info.desc.page_bytes,
+				      placed);
+		did.n_pages = placed->n_new;
+		if (did.n_pages)
+			ferry_pager_placed(&t->pager, &did);
+	}
+	if (t->has_discards)
+		pthread_mutex_unlock(&t->discard_lock);
+	return rc;
+}
+
 int ferry_engine_fill_zero(struct ferry_target *t, uint32_t region, uint64_t page)
 {
 	const struct ferry_engine_region *r = &t->regions[region];

@@ -171,6 +171,24 @@ int ferry_place_copy(const struct ferry_uffd *u, struct ferry_hva dst, const voi
 	return place(u, dst, (uintptr_t)data, n_pages, page_bytes, fill_copy, placed);
 }
 
+int ferry_place_move(const struct ferry_uffd *u, struct ferry_hva dst, void *data, uint64_t bytes,
+		     struct ferry_placed *placed)
+{
+	struct uffdio_move m = {.dst = dst.v, .src = (uintptr_t)data, .len = bytes};
+	int64_t got;
+	int rc;
+
+	*placed = (struct ferry_placed){0};
+	do
+		rc = ioctl(u->fd, UFFDIO_MOVE, &m);
+	while (rc < 0 && errno == EINTR && m.move <= 0);
+	got = outcome(rc, errno, m.move, bytes);
+	if (got < 0)
+		return (int)got;
+	placed->n_new = (uint32_t)((uint64_t)got / FERRY_PAGE_SIZE_DEFAULT);
+	return (uint64_t)got == bytes ? 0 : -EEXIST;
+}
+
 int ferry_place_continue(const struct ferry_uffd *u, struct ferry_hva dst, uint32_t n_pages,
 			 uint32_t page_bytes, struct ferry_placed *placed)
 {

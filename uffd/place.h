@@ -33,6 +33,17 @@ int ferry_place_copy(const struct ferry_uffd *u, struct ferry_hva dst, const voi
 		     uint32_t n_pages, uint32_t page_bytes, struct ferry_placed *placed);
 
 /**
+ * ferry_place_move() - the same with pages of ours that are given away
+ * @data: private memory of this process, as @dst is; what was moved is gone from there. Moved at
+ *        once where both are whole large pages, and else page by page, which costs more than copying
+ * A page that is present already ends it.
+ * Errors: also -EEXIST, and -EINVAL, -EBUSY where these pages can't be moved there.
+ * Source: ioctl_userfaultfd(2), UFFDIO_MOVE (Linux 6.8)
+ */
+int ferry_place_move(const struct ferry_uffd *u, struct ferry_hva dst, void *data, uint64_t bytes,
+		     struct ferry_placed *placed);
+
+/**
  * ferry_place_continue() - show pages of registered-hidden memory that are in its file
  * Errors: also -EFAULT when the file has no such page (any more).
  * Source: ioctl_userfaultfd(2), UFFDIO_CONTINUE

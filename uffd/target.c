@@ -428,6 +428,7 @@ int ferry_target_new(struct ferry_target **out, const struct ferry_target_config
 	}
 	if (!rc)
 		find_all_written(t);
+	t->no_large_pages = config->no_large_pages;
 	if (!rc && !config->no_large_pages)
 		ferry_engine_collapse_init(t);
 	if (rc < 0) {

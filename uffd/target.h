@@ -32,7 +32,7 @@ struct ferry_tls;
 #define FERRY_TARGET_UFFD_FEATURES                                                                 \
 	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |         \
 	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |                             \
-	 UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID)
+	 UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_MOVE)
 
 /* Memory that is to be filled. */
 struct ferry_target_region {

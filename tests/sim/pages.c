@@ -212,6 +212,31 @@ int ferry_place_copy(const struct ferry_uffd *u, struct ferry_hva dst, const voi
 	return place(world_of(u), dst, data, n_pages, placed);
 }
 
+/* Stops at what is there, or anywhere; what was moved is gone from @data. */
+int ferry_place_move(const struct ferry_uffd *u, struct ferry_hva dst, void *data, uint64_t bytes,
+		     struct ferry_placed *placed)
+{
+	struct world *w = world_of(u);
+	uint32_t region, n = (uint32_t)(bytes / PAGE);
+	uint64_t page;
+
+	*placed = (struct ferry_placed){0};
+	locate(w, dst, &region, &page);
+	for (uint32_t i = 0; i < n; i++) {
+		struct ferry_hva at = {dst.v + (uint64_t)i * PAGE};
+		struct ferry_placed one;
+		int rc = w->present[region][page + i]	 ? -EEXIST
+			 : sim_once_in(&w->clock, 40) ? -EBUSY
+						      : place(w, at, (uint8_t *)data + i * PAGE, 1, &one);
+
+		if (rc < 0)
+			return rc == -EAGAIN && placed->n_new ? -EEXIST : rc;
+		memset((uint8_t *)data + i * PAGE, 0xee, PAGE);
+		placed->n_new++;
+	}
+	return 0;
+}
+
 int ferry_place_zero(const struct ferry_uffd *u, struct ferry_hva dst, const void *zeroes,
 		     uint32_t n_pages, uint32_t page_bytes, bool is_hugetlb,
 		     struct ferry_placed *placed)
@@ -557,15 +582,22 @@ static void retry_run(void *ctx, void *arg, uint64_t n);
 static void fill_run(struct world *w, struct message *m)
 {
 	uint32_t n_new = 0, done = 0;
+	struct ferry_placed moved = {0};
 	uint8_t *data = NULL;
-	int rc;
+	int rc = 0;
 
 	if (m->run.encoding == FERRY_ENCODING_RAW) {
 		data = calloc(m->run.run.n_pages, PAGE);
 		for (uint32_t i = 0; i < m->run.run.n_pages; i++)
 			memcpy(data + (size_t)i * PAGE, &m->values[i], sizeof(m->values[i]));
 	}
-	rc = ferry_engine_fill(&w->t, &m->run.run, data, m->bulk ? &w->pipe : NULL, &done, &n_new);
+	/* As gather.c does it: what was not moved is copied. */
+	if (data && m->bulk && w->anon && sim_once_in(&w->clock, 2)) {
+		rc = ferry_engine_move(&w->t, &m->run.run, data, &moved);
+		done = moved.n_new;
+	}
+	if (rc != -EAGAIN)
+		rc = ferry_engine_fill(&w->t, &m->run.run, data, m->bulk ? &w->pipe : NULL, &done, &n_new);
 	free(data);
 	if (rc == -EAGAIN || (w->in_place && rc == -ENOMEM)) {
 		sim_after(&w->clock, 5 * US, retry_run, m, m->epoch);
