@@ -135,6 +135,10 @@ struct pageferry_region {
  * with a memory error, SIGBUS, from then on. Else its threads wait, and it is asked for again with
  * the next connection. From Linux 6.6 on; before, they wait all the same. */
 #define PAGEFERRY_POISON_LOST (UINT64_C(1) << 1)
+/* Lazy only. Else private memory that nobody touches while the push brings it is there in large
+ * pages afterwards, 2 MiB at a time, where it begins at a multiple of 2 MiB, the host has not
+ * switched them off and the kernel can move them (Linux 6.8). */
+#define PAGEFERRY_NO_LARGE_PAGES (UINT64_C(1) << 2)
 
 /* --- source: serve memory ------------------------------------------------------------------------ */
 
@@ -285,7 +289,7 @@ struct pageferry_lazy_options {
 	 * _abandon: for 'pageferry trace report|plot|export'. Overwritten if it exists. NULL: none.
 	 * Borrowed for the call. */
 	const char *trace_file;
-	uint64_t flags; /* PAGEFERRY_NO_CHECKSUM, PAGEFERRY_POISON_LOST */
+	uint64_t flags; /* PAGEFERRY_NO_CHECKSUM, PAGEFERRY_POISON_LOST, PAGEFERRY_NO_LARGE_PAGES */
 	size_t region_size; /* sizeof(struct pageferry_region), as for a server; 0 also without options */
 };
 

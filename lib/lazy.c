@@ -29,7 +29,7 @@ struct lazy {
 /* What a program that was built with the first version gives. */
 #define OPTIONS_LEAST offsetof(struct pageferry_lazy_options, trace_file)
 #define STATS_LEAST   offsetof(struct pageferry_lazy_stats, pages_lost)
-#define FLAGS	      (PAGEFERRY_NO_CHECKSUM | PAGEFERRY_POISON_LOST)
+#define FLAGS	      (PAGEFERRY_NO_CHECKSUM | PAGEFERRY_POISON_LOST | PAGEFERRY_NO_LARGE_PAGES)
 
 static int make_target(struct lazy *l, const struct pageferry_region *in, uint32_t n,
 		       const struct pageferry_lazy_options *o, struct ferry_failure *f)
@@ -41,6 +41,7 @@ static int make_target(struct lazy *l, const struct pageferry_region *in, uint32
 					     .max_bytes_per_second = o->max_bytes_per_second,
 					     .no_trace = !o->trace_file,
 					     .no_checksum = o->flags & PAGEFERRY_NO_CHECKSUM,
+					     .no_large_pages = o->flags & PAGEFERRY_NO_LARGE_PAGES,
 					     .on_lost = o->flags & PAGEFERRY_POISON_LOST
 								? FERRY_ON_LOST_POISON
 								: FERRY_ON_LOST_WAIT,

@@ -112,7 +112,8 @@ static int place(struct receiver *r, const struct ferry_run *run, enum ferry_enc
 		if (!rc)
 			rc = encoding == FERRY_ENCODING_LOST
 				     ? ferry_engine_lose(t, run)
-				     : ferry_engine_fill(t, run, data, &r->bulk->pipe, &done, &n_new);
+				     : ferry_engine_fill(t, run, data, &r->bulk->pipe, &done,
+							 &n_new);
 		if (rc == -EAGAIN) {
 			/* The fault thread reads the event; then the thread that made it must run. */
 			ferry_engine_kick(t->fault_kick);
@@ -270,8 +271,8 @@ static int handle_run(struct receiver *r)
 	if (!ferry_checksum_fits(&r->connection, r->m))
 		return ferry_engine_bad_checksum(t, run, &r->why);
 	/* What was held before it may have been let go meanwhile: then it is placed from there. */
-	if (raw && r->m->payload ==
-			   r->gather.block + (size_t)r->gather.held.n_pages * FERRY_PAGE_SIZE_DEFAULT)
+	if (raw && r->m->payload == r->gather.block + (size_t)r->gather.held.n_pages *
+							      FERRY_PAGE_SIZE_DEFAULT)
 		return gather(r, run);
 	rc = place(r, run, pr->encoding, raw ? r->m->payload : NULL, false);
 	if (rc < 0)

@@ -261,7 +261,8 @@ int ferry_engine_move(struct ferry_target *t, const struct ferry_run *run, void 
 	if (ferry_bitmap_next_set(known, run->first_page, end) == end) {
 		note(t, run, data);
 		rc = ferry_place_move(&t->uffd, address(t, run->region, run->first_page), data,
-				      (uint64_t)run->n_pages * t->regions[run->region].info.desc.page_bytes,
+				      (uint64_t)run->n_pages *
+					      t->regions[run->region].info.desc.page_bytes,
 				      placed);
 		did.n_pages = placed->n_new;
 		if (did.n_pages)

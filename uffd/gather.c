@@ -43,7 +43,8 @@ void ferry_gather_init(struct ferry_gather *g, struct ferry_target *t)
 	if (map == MAP_FAILED)
 		return;
 	g->map = map;
-	g->block = g->map + (FERRY_LARGE_BYTES - (uintptr_t)map % FERRY_LARGE_BYTES) % FERRY_LARGE_BYTES;
+	g->block = g->map +
+		   (FERRY_LARGE_BYTES - (uintptr_t)map % FERRY_LARGE_BYTES) % FERRY_LARGE_BYTES;
 	/* A child would make the large page one that two have, which can't be moved. */
 	(void)madvise(g->map, 2 * FERRY_LARGE_BYTES, MADV_DONTFORK);
 	g->is_over = madvise(g->block, FERRY_LARGE_BYTES, MADV_HUGEPAGE) < 0;

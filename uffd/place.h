@@ -35,10 +35,9 @@ int ferry_place_copy(const struct ferry_uffd *u, struct ferry_hva dst, const voi
 /**
  * ferry_place_move() - the same with pages of ours that are given away
  * @data: private memory of this process, as @dst is; what was moved is gone from there. Moved at
- *        once where both are whole large pages, and else page by page, which costs more than copying
- * A page that is present already ends it.
- * Errors: also -EEXIST, and -EINVAL, -EBUSY where these pages can't be moved there.
- * Source: ioctl_userfaultfd(2), UFFDIO_MOVE (Linux 6.8)
+ *        once where both are whole large pages, and else page by page, which costs more than
+ * copying A page that is present already ends it. Errors: also -EEXIST, and -EINVAL, -EBUSY where
+ * these pages can't be moved there. Source: ioctl_userfaultfd(2), UFFDIO_MOVE (Linux 6.8)
  */
 int ferry_place_move(const struct ferry_uffd *u, struct ferry_hva dst, void *data, uint64_t bytes,
 		     struct ferry_placed *placed);

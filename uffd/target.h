@@ -31,8 +31,8 @@ struct ferry_tls;
 /* What to ask of a userfaultfd that a target is going to own; what the kernel lacks is left out. */
 #define FERRY_TARGET_UFFD_FEATURES                                                                 \
 	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |         \
-	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |                             \
-	 UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_MOVE)
+	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_SHMEM |  \
+	 UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_MOVE)
 
 /* Memory that is to be filled. */
 struct ferry_target_region {
@@ -124,8 +124,8 @@ struct ferry_target_config {
 	bool no_trace; /* keep no records of faults */
 	struct ferry_tls *tls; /* of all connections; borrowed until _free; NULL: plain */
 	bool no_checksum; /* don't ask for checksums of pages */
-	bool no_large_pages; /* leave shared memory in the small pages that it comes in: see
-				collapse.c */
+	bool no_large_pages; /* leave memory in the small pages that it comes in: see in_place.c,
+				collapse.c, gather.h */
 	/* Compare everything with the source's memory before it is released: see verify.h. A source
 	 * that can't do that is refused. */
 	bool verify;

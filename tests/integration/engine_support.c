@@ -25,10 +25,10 @@ uint32_t page_bytes_of(enum memory_kind kind)
 	return kind == MEMORY_HUGE ? HUGE : PAGE;
 }
 
-/* One in eight pages is zero, though it was written. */
+/* One in eight pages is zero, though it was written, unless all are data. */
 static bool is_zero_page(const struct source *s, uint64_t page)
 {
-	return page % 8 == 3 || (page >= s->hole_first && page < s->hole_end);
+	return (page % 8 == 3 && !s->is_dense) || (page >= s->hole_first && page < s->hole_end);
 }
 
 void page_expect(const struct source *s, uint64_t page, uint8_t *out, uint32_t bytes)
@@ -183,7 +183,8 @@ void source_end(struct source *s)
 void target_start(struct target *t, const struct source *s)
 {
 	struct pageferry_lazy_options options = {.size = sizeof(options),
-						 .max_bytes_per_second = t->max_bytes_per_second};
+						 .max_bytes_per_second = t->max_bytes_per_second,
+						 .flags = t->flags};
 	struct pageferry_region region = {.name = "memory"};
 	struct pageferry_error e;
 

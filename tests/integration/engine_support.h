@@ -22,6 +22,7 @@ struct source {
 	enum memory_kind kind;
 	uint64_t n_pages;
 	uint64_t hole_first, hole_end; /* pages that are never touched */
+	bool is_dense;		       /* all pages are data */
 	bool hold;
 	uint32_t state_bytes;
 	/* set by source_start() */
@@ -40,6 +41,7 @@ struct target {
 	enum memory_kind kind;
 	uint64_t n_pages;
 	uint64_t max_bytes_per_second; /* of the push */
+	uint64_t flags;
 	uint8_t *memory;
 	int fd; /* of shared memory, else -1 */
 	struct pageferry_lazy *lazy;

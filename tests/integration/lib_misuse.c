@@ -281,7 +281,7 @@ Test(lib_misuse, flags_that_are_not_known_are_refused)
 {
 	struct pageferry_region r = {.start = map_anon(BYTES), .bytes = BYTES};
 	struct pageferry_server_options o = listening();
-	struct pageferry_lazy_options lo = {.size = sizeof(lo), .flags = UINT64_C(1) << 2};
+	struct pageferry_lazy_options lo = {.size = sizeof(lo), .flags = UINT64_C(1) << 3};
 	struct pageferry_lazy *l;
 	struct pageferry_error e;
 
@@ -291,7 +291,7 @@ Test(lib_misuse, flags_that_are_not_known_are_refused)
 	o.flags = PAGEFERRY_NO_CHECKSUM;
 	cr_assert_eq(serve(&r, 1, &o, &e), 0);
 	cr_assert_eq(pageferry_lazy_new(&l, &r, 1, &lo, &e), -EINVAL);
-	lo.flags = PAGEFERRY_NO_CHECKSUM | PAGEFERRY_POISON_LOST;
+	lo.flags = PAGEFERRY_NO_CHECKSUM | PAGEFERRY_POISON_LOST | PAGEFERRY_NO_LARGE_PAGES;
 	cr_assert_eq(pageferry_lazy_new(&l, &r, 1, &lo, &e), 0);
 	pageferry_lazy_abandon(l);
 }

@@ -225,9 +225,10 @@ int ferry_place_move(const struct ferry_uffd *u, struct ferry_hva dst, void *dat
 	for (uint32_t i = 0; i < n; i++) {
 		struct ferry_hva at = {dst.v + (uint64_t)i * PAGE};
 		struct ferry_placed one;
-		int rc = w->present[region][page + i]	 ? -EEXIST
-			 : sim_once_in(&w->clock, 40) ? -EBUSY
-						      : place(w, at, (uint8_t *)data + i * PAGE, 1, &one);
+		int rc = w->present[region][page + i] ? -EEXIST
+			 : sim_once_in(&w->clock, 40)
+				 ? -EBUSY
+				 : place(w, at, (uint8_t *)data + i * PAGE, 1, &one);
 
 		if (rc < 0)
 			return rc == -EAGAIN && placed->n_new ? -EEXIST : rc;
@@ -597,7 +598,8 @@ static void fill_run(struct world *w, struct message *m)
 		done = moved.n_new;
 	}
 	if (rc != -EAGAIN)
-		rc = ferry_engine_fill(&w->t, &m->run.run, data, m->bulk ? &w->pipe : NULL, &done, &n_new);
+		rc = ferry_engine_fill(&w->t, &m->run.run, data, m->bulk ? &w->pipe : NULL, &done,
+				       &n_new);
 	free(data);
 	if (rc == -EAGAIN || (w->in_place && rc == -ENOMEM)) {
 		sim_after(&w->clock, 5 * US, retry_run, m, m->epoch);
