@@ -156,7 +156,7 @@ static int let_go(struct receiver *r)
 	if (!run.n_pages)
 		return 0;
 	rc = place(r, &run, FERRY_ENCODING_RAW, r->gather.block, ferry_gather_is_whole(&r->gather));
-	r->gather.held.n_pages = 0;
+	ferry_gather_end(&r->gather);
 	if (!rc)
 		ferry_engine_progress(r->t);
 	return rc;

@@ -147,8 +147,17 @@ int ferry_gather_move(struct ferry_gather *g, uint32_t *done, uint32_t *n_new)
 	*n_new += placed.n_new;
 	if (rc == -EAGAIN || rc == -ENOMEM || rc == -ESRCH)
 		return rc;
+	g->is_torn = rc < 0;
 	/* What is there already is none of the kernel's fault. */
 	if (rc < 0 && rc != -EEXIST && rc != -ENOENT)
 		g->is_over = true;
 	return 0;
+}
+
+void ferry_gather_end(struct ferry_gather *g)
+{
+	if (g->is_torn)
+		(void)madvise(g->block, FERRY_LARGE_BYTES, MADV_DONTNEED);
+	g->is_torn = false;
+	g->held.n_pages = 0;
 }

@@ -26,6 +26,7 @@ struct ferry_gather {
 	int pagemap;		/* owned; -1 for none */
 	struct ferry_run held;	/* the block's beginning; no pages: nothing is held */
 	uint64_t since_ns;
+	bool is_torn; /* it was moved in part: what is left is not in a large page any more */
 	bool is_over; /* no more blocks */
 };
 
@@ -53,5 +54,8 @@ bool ferry_gather_is_due(const struct ferry_gather *g);
  * ferry_engine_fill().
  */
 int ferry_gather_move(struct ferry_gather *g, uint32_t *done, uint32_t *n_new);
+
+/* What was held is placed, by whichever way: nothing is held. */
+void ferry_gather_end(struct ferry_gather *g);
 
 #endif

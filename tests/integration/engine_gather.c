@@ -297,6 +297,23 @@ Test(engine_gather, who_waits_for_a_page_is_not_kept_waiting)
 	done(&g, t);
 }
 
+/* The next block is in a large page again. */
+Test(engine_gather, what_is_left_of_a_block_that_was_torn_is_given_back)
+{
+	struct ferry_gather g;
+	struct ferry_target *t = target_of(&g);
+	uint32_t n = 0, n_new = 0;
+
+	cr_assert(receive(&g, FIRST, BLOCK_PAGES));
+	/* Its pages are not where they are moved to: nothing is registered there. */
+	cr_assert_eq(ferry_gather_move(&g, &n, &n_new), 0);
+	cr_assert_eq(n + n_new, 0);
+	cr_assert_eq(g.block[0], 7);
+	ferry_gather_end(&g);
+	cr_assert_eq(g.held.n_pages + g.block[0], 0);
+	done(&g, t);
+}
+
 Test(engine_gather, what_is_kept_back_too_long_is_due)
 {
 	struct ferry_gather g;
