@@ -7,13 +7,13 @@ import subprocess
 import time
 from contextlib import suppress
 
-from cli_support import LIMIT_S, Run, Skip, die_with_parent, need_root, private_run, wait_for
+from cli_support import CLONE_NEWNS, LIMIT_S, Run, Skip, die_with_parent, libc, need_root, private_run, wait_for
 
 PROGRAM = "/lib/systemd/systemd"
 GROUPS = "/sys/fs/cgroup"
 # What units depend on by default.
 TARGETS = ["basic.target", "default.target", "shutdown.target", "sockets.target"]
-FILES = "/run/files"  # units with PrivateTmp= see it too
+FILES = "/run/files"
 ETC = "/run/etc"
 
 
@@ -49,6 +49,7 @@ class Group:
         self.cleaner = os.fork()
         if not self.cleaner:
             os.setsid()
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             die_with_parent(signal.SIGUSR1)
             if os.getppid() == parent:
                 signal.sigwait({signal.SIGUSR1})
@@ -82,10 +83,18 @@ class Group:
         assert not any(os.path.exists(folder) for folder in self.folders), self.folders
 
 
-class Systemd:
-    """@units: paths of unit files that name the program in @bindir."""
+def own_tmp():
+    """Where PrivateTmp= makes folders, which stay when systemd itself is killed."""
+    assert not libc.unshare(CLONE_NEWNS)
+    for folder in (b"/tmp", b"/var/tmp"):
+        assert not libc.mount(b"tmpfs", folder, b"tmpfs", 0, None)
 
-    def __init__(self, units, bindir):
+
+class Systemd:
+    """@units: paths of unit files that name the program in @bindir. What they start sees the test's /tmp only where that is
+    shared."""
+
+    def __init__(self, units, bindir, shares_tmp=False):
         need_root()
         if not os.path.exists(PROGRAM):
             raise Skip("systemd is not installed")
@@ -97,7 +106,7 @@ class Systemd:
         for name in TARGETS:
             with open(os.path.join(here, name), "w", encoding="ascii") as f:
                 f.write("[Unit]\n")
-        # The program may be in /tmp, which units with PrivateTmp= don't see.
+        # The program may be in /tmp.
         program = os.path.join(FILES, "pageferry")
         with open(Run.program, "rb") as f, open(program, "wb") as to:
             to.write(f.read())
@@ -117,6 +126,8 @@ class Systemd:
         def prepare():
             die_with_parent()
             self.group.enter()
+            if not shares_tmp:
+                own_tmp()
 
         # Its log would go to the machine's console. What units say comes among what we say.
         self.child = subprocess.Popen(
