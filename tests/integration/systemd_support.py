@@ -13,6 +13,7 @@ PROGRAM = "/lib/systemd/systemd"
 GROUPS = "/sys/fs/cgroup"
 # What units depend on by default.
 TARGETS = ["basic.target", "default.target", "shutdown.target", "sockets.target"]
+INSTANCE = "test"  # of the units, pageferry-attach@test.service
 FILES = "/run/files"
 ETC = "/run/etc"
 
@@ -56,8 +57,12 @@ class Group:
             self.clean()
             os._exit(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-        for folder in self.folders:
-            os.mkdir(folder)
+        try:
+            for folder in self.folders:
+                os.mkdir(folder)
+        except OSError as e:
+            self.close()
+            raise Skip(f"no control group of its own: {e.strerror}") from None
 
     def enter(self):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
@@ -103,9 +108,11 @@ class Systemd:
         # It is only for hosts that it has booted.
         for folder in (ETC, FILES, here, "/run/systemd/system"):
             os.makedirs(folder, 0o700)
+        # What another unit names is not forgotten when it has ended.
+        ours = " ".join(os.path.basename(unit).replace("@", f"@{INSTANCE}") for unit in units)
         for name in TARGETS:
             with open(os.path.join(here, name), "w", encoding="ascii") as f:
-                f.write("[Unit]\n")
+                f.write(f"[Unit]\nAfter={ours if name == 'default.target' else ''}\n")
         # The program may be in /tmp.
         program = os.path.join(FILES, "pageferry")
         with open(Run.program, "rb") as f, open(program, "wb") as to:

@@ -21,7 +21,7 @@ class Attached:
     """A unit of attach at work, for a process whose memory is filled slowly."""
 
     def __init__(self, manager, match=None):
-        self.manager, self.unit = manager, "pageferry-attach@vm1.service"
+        self.manager, self.unit = manager, "pageferry-attach@test.service"
         self.data = content(N_PAGES, seed=4)
         self.path = os.path.join(FILES, "memory")
         with open(self.path, "wb") as f:
@@ -29,7 +29,7 @@ class Attached:
         self.holder, self.address, self.serve = Holder("anon", len(self.data)), address_of_ours(), None
         self.serve_at("64K")
         self.next_page = N_PAGES - 1
-        manager.options("attach-vm1.env", f"PID={self.holder.pid}\nMATCH={match or self.holder.ranges[0]}\n"
+        manager.options("attach-test.env", f"PID={self.holder.pid}\nMATCH={match or self.holder.ranges[0]}\n"
                                           f"FROM={self.address}\nOPTIONS=--json\n")
         manager.ctl("start", self.unit)
         if not match:
@@ -132,10 +132,10 @@ class Restoring:
 
     def __init__(self, manager, stack):
         self.manager, self.stack = manager, stack
-        self.service, self.listener = "pageferry-handler@snapshot1.service", "pageferry-handler@snapshot1.socket"
-        self.path, self.socket = snapshot(FILES, 16 * MIB), "/run/pageferry-handler/snapshot1.sock"
+        self.service, self.listener = "pageferry-handler@test.service", "pageferry-handler@test.socket"
+        self.path, self.socket = snapshot(FILES, 16 * MIB), "/run/pageferry-handler/test.sock"
         # So slowly that none is complete before it is looked at.
-        manager.options("handler-snapshot1.conf", f"file {self.path}\nmax-rate 64K\n")
+        manager.options("handler-test.conf", f"file {self.path}\nmax-rate 64K\n")
         manager.ctl("start", self.listener)
 
     def vm(self):
