@@ -28,8 +28,8 @@ class Skip(Exception):
     pass
 
 
-def die_with_parent():
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with_parent(sig=signal.SIGKILL):
+    libc.prctl(PR_SET_PDEATHSIG, sig, 0, 0, 0)
 
 
 class Run:
@@ -261,6 +261,25 @@ def wait_for(what, test):
 def state_of(pid):
     with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
         return f.read().rpartition(")")[2].split()[0]
+
+
+def child_of(pid):
+    found = []
+
+    def has_child():
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+            found[:] = f.read().split()
+        return found
+
+    wait_for("there is a child", has_child)
+    return int(found[0])
+
+
+def has_ended(pid):
+    try:
+        return state_of(pid) == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def need_root():

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 The units for systemd: do they name the installed program, and options that there are? And does what they say about
-killed processes hold? systemd itself is not here: what it would do is done in its place, as the unit has it.
+killed processes hold? What systemd would do is done in its place, as the unit has it; units_systemd.py has it do that.
 """
 import os
 import re
@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 
-from cli_support import PAGE, Holder, Run, Serve, Skip, content, main, need_root, run, state_of, wait_for
+from cli_support import PAGE, Holder, Run, Serve, Skip, child_of, content, has_ended, main, need_root, run, wait_for
 
 BINDIR, *UNITS = sys.argv[2:]
 
@@ -65,25 +65,6 @@ def is_started_again(settings, status):
     """By Restart=on-abnormal, or RestartForceExitStatus=. Source: systemd.service(5)"""
     assert settings["Restart"] == "on-abnormal"
     return status < 0 or str(status) in settings.get("RestartForceExitStatus", "").split()
-
-
-def child_of(pid):
-    found = []
-
-    def has_child():
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
-            found[:] = f.read().split()
-        return found
-
-    wait_for("there is a child", has_child)
-    return int(found[0])
-
-
-def has_ended(pid):
-    try:
-        return state_of(pid) == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 N_PAGES = 1500
