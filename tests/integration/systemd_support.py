@@ -156,7 +156,8 @@ class Systemd:
         self.group.close()
 
     def is_up(self):
-        assert self.child.poll() is None, "systemd has ended"
+        if self.child.poll() is not None:
+            raise Skip(f"systemd does not start here: status {self.child.returncode}")
         return self.ctl("is-active", "default.target", check=False) == "active"
 
     def options(self, name, text):
