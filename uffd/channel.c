@@ -86,10 +86,17 @@ void ferry_channel_refuse(int fd, enum ferry_error_code code, const char *text)
 		(void)!send(fd, out, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* A source that is busy may have room later; who has pages of it already waits for that. */
+/*
+ * A source that is busy may have room later; who has pages of it already waits for that. And one
+ * that does not know the session has lost its control connection by now: the next epoch has another
+ * one.
+ */
 static enum ferry_consequence consequence(const struct ferry_channel *c, enum ferry_error_code code)
 {
-	return code == FERRY_ERROR_BUSY && c->connection.hello.epoch ? FERRY_LINK : FERRY_REFUSE;
+	return (code == FERRY_ERROR_BUSY || code == FERRY_ERROR_SESSION) &&
+			       c->connection.hello.epoch
+		       ? FERRY_LINK
+		       : FERRY_REFUSE;
 }
 
 /* A frame was put together: decode and judge it. Return: 1 for the caller, 0 when it was dealt

@@ -224,6 +224,16 @@ int ferry_engine_lose(struct ferry_target *t, const struct ferry_run *run);
  */
 int ferry_engine_lose_missing(struct ferry_target *t, struct ferry_failure *f);
 
+/*
+ * What an Error on an open urgent or bulk connection means. Which session a connection belongs to
+ * was settled by its control connection; that the source does not know it says that this one is
+ * lost.
+ */
+static inline enum ferry_consequence ferry_engine_consequence(enum ferry_error_code code)
+{
+	return code == FERRY_ERROR_SESSION ? FERRY_LINK : FERRY_REFUSE;
+}
+
 /* A run is not what was sent. Counts, and fills in @why. Return: a negative error. */
 int ferry_engine_bad_checksum(struct ferry_target *t, const struct ferry_run *run,
 			      struct ferry_failure *why);

@@ -230,7 +230,7 @@ static void handle_frame(struct fault_loop *l, const struct ferry_frame *frame)
 	if (!rc)
 		rc = ferry_connection_check(&l->connection, l->m, &code, why);
 	if (rc == -ECONNREFUSED) {
-		urgent_failed(l, FERRY_REFUSE, rc, why);
+		urgent_failed(l, ferry_engine_consequence(l->m->error.code), rc, why);
 		return;
 	}
 	if (rc < 0) {

@@ -5,6 +5,7 @@
     hostile_source.py PAGEFERRY PROTO
 """
 import os
+import socket
 import sys
 import threading
 
@@ -90,6 +91,66 @@ def nothing_is_placed_outside_of_the_layout(folder):
             source.close()
 
 
+class ForgetfulSource(HeldSource):
+    """Does not know the session any more, once, on a connection of this role: its control connection was cut before."""
+
+    def __init__(self, path, role):
+        self.role, self.n_forgotten = role, 0
+        self.begun = threading.Event()
+        super().__init__(path)
+
+    def forget(self, c):
+        self.n_forgotten += 1
+        c.send("Error", code=fc.SESSION, text="there is no such session here; open its control connection first")
+        c.sock.shutdown(socket.SHUT_WR)
+        while True:
+            c.receive()
+
+    def control(self, c):
+        c.send("Layout", regions=[fc.pb.Region(id=0, name=self.name, n_pages=N_PAGES, page_bytes=PAGE)])
+        while True:
+            name, msg, _ = c.receive()
+            if name == "PushStart":
+                self.begun.set()
+            elif name == "Ping":
+                c.handle_ping(name, msg, "")
+
+    def serve(self, sock):
+        c = fc.Connection.__new__(fc.Connection)
+        c.sock, c.features = sock, 0
+        try:
+            hello = c.receive()[1]
+            c.send("Welcome", version=1, features=0)
+            if hello.role == fc.CONTROL:
+                self.control(c)
+            elif hello.role == self.role and not self.n_forgotten:
+                self.begun.wait(LIMIT_S)
+                self.forget(c)
+            elif hello.role == fc.URGENT:
+                self.urgent(c)
+            c.receive()
+        except (fc.LinkLost, fc.Refused, OSError):
+            pass
+
+
+def a_session_that_the_source_has_forgotten_is_resumed(folder):
+    """The next epoch has a control connection of its own: that one was lost is no reason to give up."""
+    path, data = os.path.join(folder, "memory"), content(N_PAGES)
+    with open(path, "wb") as f:
+        f.write(data)
+    for role in (fc.URGENT, fc.BULK):
+        source = ForgetfulSource(path, role)
+        with Holder("anon", N_PAGES * PAGE) as h:
+            with Run("attach", "--json", "--pid", h.pid, "--match", h.ranges[0], "--from", source.address) as a:
+                a.event("link-lost")
+                h.send("byte", 5 * PAGE)
+                source.wait("it is not asked", lambda s=source: s.waiting, LIMIT_S)
+                assert source.answer() == 5
+                assert int(h.answer()) == data[5 * PAGE]
+                assert source.n_forgotten == 1
+        source.close()
+
+
 if __name__ == "__main__":
     fc.load_proto(sys.argv.pop(2))
-    sys.exit(main([nothing_is_placed_outside_of_the_layout]))
+    sys.exit(main([nothing_is_placed_outside_of_the_layout, a_session_that_the_source_has_forgotten_is_resumed]))
