@@ -536,12 +536,9 @@ static int work(void *setup, const struct ferry_worker_start *begin)
 {
 	struct handler h = {.setup = setup, .begin = begin, .is_patient = begin->is_awaited};
 	struct ferry_failure f = {0};
-	int rc = start(&h, begin, &f), status;
+	int status;
 
-	if (rc == -ECANCELED && !begin->is_awaited) {
-		status = report_completed(&h.job.report, json_object(),
-					  "stopped before the snapshot was there; no VM had come");
-	} else if (rc < 0) {
+	if (start(&h, begin, &f) < 0) {
 		status = report_failed(&h.job.report, &f, EXIT_FAILED, NULL, NULL);
 	} else {
 		if (begin->n_restarts)

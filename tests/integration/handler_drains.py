@@ -6,12 +6,13 @@ The push is slow, so that a VM is complete when it has touched all of its pages,
 """
 import json
 import os
+import select
 import signal
 import socket
 import sys
 from contextlib import contextmanager
 
-from cli_support import Run, main, need_root, state_of, wait_for
+from cli_support import Run, Serve, address_of_ours, main, need_root, state_of, wait_for
 from handler_support import MIB, HandedOver, Handler, Vmm, snapshot
 
 SIZE = 8 * MIB
@@ -77,19 +78,6 @@ def without_vms_it_ends(folder):
         assert not os.path.exists(h.socket)
 
 
-def before_the_snapshot_is_there_it_ends(folder):
-    """Its page server takes the connection and says nothing."""
-    need_root()
-    path = os.path.join(folder, "handler.sock")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = "127.0.0.1:%d" % silent.getsockname()[1]
-        with Run("handler", "--json", "--socket", path, "--from", address) as h:
-            with silent.accept()[0]:
-                h.child.send_signal(signal.SIGTERM)
-                assert h.end(0)["event"] == "completed"
-                assert not os.path.exists(path)
-
-
 def second_signal_ends_at_once(folder):
     with handler(folder) as (h, path), Vmm(h, path, SIZE) as vm:
         vm.connected().good("touch", 20)
@@ -133,6 +121,24 @@ def who_had_connected_is_let_in(folder):
                 vm.good("verify")
                 h.event("vm-complete", vmm_pid=vm.pid)
             assert h.end(0)["vms_complete"] == 2
+
+
+def who_connects_before_the_snapshot_is_there_is_let_in(folder):
+    """The page server says nothing at first, and is another one later."""
+    need_root()
+    path, address = snapshot(folder, SIZE), address_of_ours()
+    host, port = address.split(":")
+    with Handler(folder, "--from", address, listens=False) as h:
+        with socket.create_server((host, int(port))) as silent:
+            wait_for("it is dialed", lambda: select.select([silent], [], [], 0)[0])
+            with silent.accept()[0], Vmm(h, path, SIZE) as vm:
+                vm.connected()
+                os.kill(h.pid, signal.SIGTERM)
+                wait_for("its socket is gone", lambda: not os.path.exists(h.socket))
+                silent.shutdown(socket.SHUT_RDWR)  # the VMM's process has it as well
+                with Serve("--file", path, listen=address):
+                    is_filled(vm)
+                    assert h.end(0)["vms_complete"] == 1
 
 
 def half_a_message_counts(folder):
@@ -234,10 +240,10 @@ if __name__ == "__main__":
             [
                 vms_become_complete,
                 without_vms_it_ends,
-                before_the_snapshot_is_there_it_ends,
                 second_signal_ends_at_once,
                 signal_of_a_terminal_counts_once,
                 who_had_connected_is_let_in,
+                who_connects_before_the_snapshot_is_there_is_let_in,
                 half_a_message_counts,
                 killed_worker_is_replaced,
                 worker_goes_on_alone,
