@@ -323,8 +323,12 @@ enum ferry_keep_state ferry_keep_peek(const char *dir, const char *name, void *r
 	_cleanup_close_ int dir_fd = open_dir(dir, where), fd = -1;
 	enum ferry_keep_state state;
 
-	if (dir_fd < 0)
-		return FERRY_KEEP_EMPTY;
+	if (dir_fd < 0) {
+		errno = -dir_fd;
+		return dir_fd == -EMFILE || dir_fd == -ENFILE || dir_fd == -ENOMEM || dir_fd == -EIO
+			       ? FERRY_KEEP_UNREAD
+			       : FERRY_KEEP_EMPTY;
+	}
 	fd = openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOENT ? FERRY_KEEP_EMPTY : FERRY_KEEP_UNREAD;

@@ -53,7 +53,7 @@ struct ferry_journal {
  * ferry_journal_open() - the record of the QEMU behind this monitor, from now on ours
  * @dir: NULL for the default, see base/keep.h
  * @out: what was there; ->phase is 0 when there was nothing that is whole
- * On success j->found tells whose it is.
+ * On success j->found tells whose it is; on error it is UNREAD where that is why.
  * Errors: -EBUSY (REFUSE) when another command is at work on this guest, others when there may be
  *         something that can't be read, in @f.
  */

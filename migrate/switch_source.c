@@ -499,6 +499,9 @@ enum ferry_outcome ferry_migrate_run(const struct ferry_migrate_config *config,
 	s->begin_ns = ferry_now_ns();
 	ferry_switch_init(&s->core, FERRY_SIDE_SOURCE);
 	outcome = drive(s);
+	/* Nothing was done, and an earlier switchover may have been. */
+	if (outcome == FERRY_OUTCOME_AT_SOURCE && s->journal.found == FERRY_KEEP_UNREAD)
+		outcome = FERRY_OUTCOME_WAITS;
 	result->total_ns = ferry_now_ns() - s->begin_ns;
 	result->ram_bytes = s->qemu.ram_bytes;
 	if (s->server)

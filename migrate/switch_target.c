@@ -487,6 +487,9 @@ enum ferry_outcome ferry_receive_run(const struct ferry_receive_config *config,
 	s->uffd = FERRY_UFFD_NONE;
 	ferry_switch_init(&s->core, FERRY_SIDE_TARGET);
 	outcome = drive(s);
+	/* Nothing was done, and an earlier switchover may have been. */
+	if (outcome == FERRY_OUTCOME_AT_SOURCE && s->journal.found == FERRY_KEEP_UNREAD)
+		outcome = FERRY_OUTCOME_WAITS;
 	result->total_ns = s->begin_ns ? ferry_now_ns() - s->begin_ns : 0;
 	result->ram_bytes = s->qemu.ram_bytes;
 	if (s->target)

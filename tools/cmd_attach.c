@@ -207,7 +207,7 @@ static int plan(struct attach *a, const struct options *o, struct ferry_failure 
 		return process_ended(a, o, f);
 	rc = ferry_attach_record_open(&a->record_file, NULL, o->pid, r, &why);
 	left = !rc && r->n_regions;
-	if (rc == -EBUSY || rc == -EBADMSG) {
+	if (rc == -EBUSY || rc == -EBADMSG || (rc < 0 && found == FERRY_KEEP_UNREAD)) {
 		a->recovers &= rc != -EBUSY; /* somebody else is at it */
 		*f = why;
 		return rc;

@@ -215,7 +215,12 @@ static int look_back(struct serve *s, const struct options *o, struct ferry_fail
 
 	ferry_addr_format(&s->local, text);
 	snprintf(name, sizeof(name), "serve-%016" PRIx64, ferry_checksum(0, text, strlen(text)));
-	if (ferry_keep_open(&s->record_file, NULL, name, &why) < 0)
+	rc = ferry_keep_open(&s->record_file, NULL, name, &why);
+	if (rc < 0 && o->resume) {
+		*f = why;
+		return rc;
+	}
+	if (rc < 0)
 		ferry_warn(&s->job.report.log, "%s; --resume will not know of this serve", why.text);
 	else
 		found = ferry_keep_read(&s->record_file, &s->record, sizeof(s->record));
