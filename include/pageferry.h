@@ -135,9 +135,11 @@ struct pageferry_region {
  * with a memory error, SIGBUS, from then on. Else its threads wait, and it is asked for again with
  * the next connection. From Linux 6.6 on; before, they wait all the same. */
 #define PAGEFERRY_POISON_LOST (UINT64_C(1) << 1)
-/* Lazy only. Else private memory that nobody touches while the push brings it is there in large
- * pages afterwards, 2 MiB at a time, where it begins at a multiple of 2 MiB, the host has not
- * switched them off and the kernel can move them (Linux 6.8). */
+/* Lazy only. Else private memory is in large pages afterwards where it could be: aligned blocks of
+ * 2 MiB without a page of zeros that nobody touched while the push brought them, fast enough (each
+ * within 5 ms, over one connection). It takes Linux 6.8, memory for reading and writing alone that
+ * is in one mapping, and a host that has not switched them off; MADV_NOHUGEPAGE is not asked for.
+ */
 #define PAGEFERRY_NO_LARGE_PAGES (UINT64_C(1) << 2)
 
 /* --- source: serve memory ------------------------------------------------------------------------ */

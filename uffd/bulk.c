@@ -21,6 +21,7 @@
 #define SHORT_MEMORY_MS 100
 /* How often what is held back is looked at, while nothing comes. */
 #define HELD_LOOK_MS 1
+#define HELD_LOOK_BYTES (64u * 1024) /* and while something does */
 
 struct receiver {
 	struct ferry_target *t;
@@ -155,7 +156,7 @@ static int let_go(struct receiver *r)
 
 	if (!run.n_pages)
 		return 0;
-	rc = place(r, &run, FERRY_ENCODING_RAW, r->gather.block, ferry_gather_is_whole(&r->gather));
+	rc = place(r, &run, FERRY_ENCODING_RAW, r->gather.block, ferry_gather_can_move(&r->gather));
 	ferry_gather_end(&r->gather);
 	if (!rc)
 		ferry_engine_progress(r->t);
@@ -165,19 +166,22 @@ static int let_go(struct receiver *r)
 static int read_all(struct receiver *r, void *buf, size_t len)
 {
 	size_t done = 0;
-	int rc;
 
-	for (;;) {
+	while (done < len) {
 		bool holds = r->gather.held.n_pages;
+		size_t to = holds ? FERRY_MIN(len, done + HELD_LOOK_BYTES) : len;
+		int rc = ferry_net_read_more(r->bulk->fd, buf, to, &done,
+					     holds ? HELD_LOOK_MS : r->silence_ms, r->t->stop_fd);
+		/* A shortage of memory may last longer than a look. */
+		bool is_short = rc == -ENOMEM || rc == -ENOBUFS;
 
-		rc = ferry_net_read_more(r->bulk->fd, buf, len, &done,
-					 holds ? HELD_LOOK_MS : r->silence_ms, r->t->stop_fd);
-		if (rc != -ETIMEDOUT || !holds)
-			return rc < 0 ? link_error(r, rc) : 0;
-		rc = ferry_gather_is_due(&r->gather) ? let_go(r) : 0;
+		if (rc < 0 && !(holds && (rc == -ETIMEDOUT || is_short)))
+			return link_error(r, rc);
+		rc = holds && (is_short || ferry_gather_is_due(&r->gather)) ? let_go(r) : 0;
 		if (rc < 0)
 			return rc;
 	}
+	return 0;
 }
 
 /* Where the payload of the message that was decoded is to go. */
@@ -234,7 +238,8 @@ static int receive(struct receiver *r)
 	if (!rc)
 		rc = ferry_connection_check(&r->connection, r->m, &code, why);
 	if (rc == -ECONNREFUSED)
-		return ferry_fail(&r->why, FERRY_REFUSE, rc, "the source says: %s", why);
+		return ferry_fail(&r->why, ferry_engine_consequence(r->m->error.code), rc,
+				  "the source says: %s", why);
 	if (rc < 0)
 		return refuse(r, why);
 	rc = find_room(r, &payload);

@@ -122,20 +122,30 @@ void ferry_gather_add(struct ferry_gather *g, const struct ferry_run *run)
 	}
 }
 
-bool ferry_gather_is_whole(const struct ferry_gather *g)
+static bool is_whole(const struct ferry_gather *g)
 {
 	return g->held.n_pages == BLOCK_PAGES;
 }
 
-bool ferry_gather_is_due(const struct ferry_gather *g)
+static bool is_wanted(const struct ferry_gather *g)
 {
 	const struct ferry_run *h = &g->held;
-	const struct ferry_bitmap *asked = &g->t->pager.regions[h->region].asked;
 	uint64_t end = h->first_page + BLOCK_PAGES;
 
-	return h->n_pages && (g->is_over || ferry_gather_is_whole(g) ||
-			      ferry_now_ns() - g->since_ns > HOLD_MS * (uint64_t)FERRY_NS_PER_MS ||
-			      ferry_bitmap_next_set(asked, h->first_page, end) < end);
+	return ferry_bitmap_next_set(&g->t->pager.regions[h->region].asked, h->first_page, end) <
+	       end;
+}
+
+bool ferry_gather_can_move(const struct ferry_gather *g)
+{
+	return is_whole(g) && !is_wanted(g);
+}
+
+bool ferry_gather_is_due(const struct ferry_gather *g)
+{
+	return g->held.n_pages &&
+	       (g->is_over || is_whole(g) || is_wanted(g) ||
+		ferry_now_ns() - g->since_ns > HOLD_MS * (uint64_t)FERRY_NS_PER_MS);
 }
 
 int ferry_gather_move(struct ferry_gather *g, uint32_t *done, uint32_t *n_new)
@@ -147,7 +157,6 @@ int ferry_gather_move(struct ferry_gather *g, uint32_t *done, uint32_t *n_new)
 	*n_new += placed.n_new;
 	if (rc == -EAGAIN || rc == -ENOMEM || rc == -ESRCH)
 		return rc;
-	g->is_torn = rc < 0;
 	/* What is there already is none of the kernel's fault. */
 	if (rc < 0 && rc != -EEXIST && rc != -ENOENT)
 		g->is_over = true;
@@ -156,8 +165,8 @@ int ferry_gather_move(struct ferry_gather *g, uint32_t *done, uint32_t *n_new)
 
 void ferry_gather_end(struct ferry_gather *g)
 {
-	if (g->is_torn)
+	/* A new one is made by the next touch. */
+	if (g->held.n_pages && !g->is_over && !is_large(g))
 		(void)madvise(g->block, FERRY_LARGE_BYTES, MADV_DONTNEED);
-	g->is_torn = false;
 	g->held.n_pages = 0;
 }

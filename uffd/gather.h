@@ -8,10 +8,12 @@
  * What is held back is not known to anybody: it counts as not received, as what is in the
  * connection does. So there are limits to it. A block is begun only while nothing of it is known or
  * asked for; it is let go, page by page, when a thread asks for something of it, when another run
- * comes, or after HOLD_MS.
+ * comes, or after HOLD_MS. Where a thread waits there is a page table, and the kernel would move
+ * page by page, which costs more than copying them.
  *
- * Failure modes: the kernel had no large page for us, or can't move it: that is seen at the first
- * block, and no other is gathered on this connection. Source: ioctl_userfaultfd(2), UFFDIO_MOVE
+ * Failure modes: the kernel had no large page for us, or can't move it there (memory that is
+ * locked, executable, read-only, or in two mappings): no other block is gathered on this connection
+ * then. Source: ioctl_userfaultfd(2), UFFDIO_MOVE
  */
 #ifndef FERRY_UFFD_GATHER_H
 #define FERRY_UFFD_GATHER_H
@@ -26,7 +28,6 @@ struct ferry_gather {
 	int pagemap;		/* owned; -1 for none */
 	struct ferry_run held;	/* the block's beginning; no pages: nothing is held */
 	uint64_t since_ns;
-	bool is_torn; /* it was moved in part: what is left is not in a large page any more */
 	bool is_over; /* no more blocks */
 };
 
@@ -41,8 +42,8 @@ uint8_t *ferry_gather_room(struct ferry_gather *g, const struct ferry_run *run);
 /* It was received there, and is what was sent. */
 void ferry_gather_add(struct ferry_gather *g, const struct ferry_run *run);
 
-/* Is the block whole? */
-bool ferry_gather_is_whole(const struct ferry_gather *g);
+/* Is the block whole, and wanted by nobody yet? */
+bool ferry_gather_can_move(const struct ferry_gather *g);
 
 /* Is what is held to be let go now? */
 bool ferry_gather_is_due(const struct ferry_gather *g);
@@ -55,7 +56,7 @@ bool ferry_gather_is_due(const struct ferry_gather *g);
  */
 int ferry_gather_move(struct ferry_gather *g, uint32_t *done, uint32_t *n_new);
 
-/* What was held is placed, by whichever way: nothing is held. */
+/* What was held is placed, by whichever way: nothing is held. What was torn is given back. */
 void ferry_gather_end(struct ferry_gather *g);
 
 #endif
