@@ -31,6 +31,7 @@ struct ferry_dialer {
 	struct ferry_session_id session;
 	uint32_t n_bulk;
 	pthread_t thread;
+	bool was_open; /* the thread's: all connections were there once */
 
 	/* Under server->lock. */
 	pthread_cond_t cond;
@@ -149,10 +150,14 @@ static int explain(const struct ferry_dialer *d, int fd, int rc, struct ferry_fa
 	return rc;
 }
 
-/* A target that is busy may have room later, if it had some before. */
+/* A target that is busy may have room later, if it had some before. And one that we knew, and that
+ * says that it has no such session, may be about to end, for another to go on in its place. */
 static enum ferry_consequence consequence(const struct ferry_dialer *d, enum ferry_error_code code)
 {
-	return code == FERRY_ERROR_BUSY && d->epoch ? FERRY_LINK : FERRY_REFUSE;
+	return (code == FERRY_ERROR_BUSY && d->epoch) ||
+			       (code == FERRY_ERROR_SESSION && d->was_open)
+		       ? FERRY_LINK
+		       : FERRY_REFUSE;
 }
 
 /* Dials and shakes hands. Return: a connected fd, or a negative error with its story. */
@@ -282,6 +287,7 @@ static void *dial_main(void *arg)
 		pause_ms = next_pause_ms;
 		next_pause_ms = FERRY_MIN(2 * pause_ms, MAX_PAUSE_MS);
 		if (!rc) {
+			d->was_open = true;
 			pause_ms = next_pause_ms = FIRST_PAUSE_MS;
 			told = false;
 			if (!wait_for_loss(d))

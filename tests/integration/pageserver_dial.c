@@ -230,6 +230,39 @@ Test(dial, a_refusal_is_final_and_is_told)
 	world_fini(&w);
 }
 
+/* It may be about to end, and another one go on in its place. */
+Test(dial, a_target_that_has_forgotten_its_session_is_dialed_again)
+{
+	struct ferry_message no = {
+		.type = FERRY_FRAME_ERROR,
+		.error = {.code = FERRY_ERROR_SESSION, .text = "no such guest is expected here"}};
+	struct ferry_failure f = {0};
+	struct ferry_addr to;
+	_cleanup_close_ int listen_fd = listen_any(&to);
+	struct client c;
+	struct world w;
+	int fd;
+
+	world_init(&w, 100, true, NULL, true);
+	client_init(&c, &w, 0, 1);
+	must(!ferry_server_dial(w.server, &to, &id, 1, 0, &f));
+	accept_all(&c, listen_fd);
+	expect_event(&w, FERRY_SERVER_CONNECTED, NULL);
+	client_close(&c);
+	c.epoch = 1;
+	fd = take_hello(&c, listen_fd);
+	client_send(&c, fd, &no);
+	close(fd);
+	c.epoch = 2;
+	accept_all(&c, listen_fd);
+	client_send_resident(&c);
+	client_start_push(&c, 0);
+	client_take_push(&c);
+	cr_assert_eq(ferry_bitmap_count(&c.have), w.n_pages);
+	client_fini(&c);
+	world_fini(&w);
+}
+
 Test(dial, a_layout_that_does_not_fit_is_told_and_final)
 {
 	struct ferry_message no = {
