@@ -128,17 +128,16 @@ def who_connects_before_the_snapshot_is_there_is_let_in(folder):
     need_root()
     path, address = snapshot(folder, SIZE), address_of_ours()
     host, port = address.split(":")
-    with Handler(folder, "--from", address, listens=False) as h:
-        with socket.create_server((host, int(port))) as silent:
-            wait_for("it is dialed", lambda: select.select([silent], [], [], 0)[0])
-            with silent.accept()[0], Vmm(h, path, SIZE) as vm:
-                vm.connected()
-                os.kill(h.pid, signal.SIGTERM)
-                wait_for("its socket is gone", lambda: not os.path.exists(h.socket))
-                silent.shutdown(socket.SHUT_RDWR)  # the VMM's process has it as well
-                with Serve("--file", path, listen=address):
-                    is_filled(vm)
-                    assert h.end(0)["vms_complete"] == 1
+    with socket.create_server((host, int(port))) as silent, Handler(folder, "--from", address, listens=False) as h:
+        wait_for("it is dialed", lambda: select.select([silent], [], [], 0)[0])
+        with silent.accept()[0], Vmm(h, path, SIZE) as vm:
+            vm.connected()
+            os.kill(h.pid, signal.SIGTERM)
+            wait_for("its socket is gone", lambda: not os.path.exists(h.socket))
+            silent.shutdown(socket.SHUT_RDWR)  # the VMM's process has it as well
+            with Serve("--file", path, listen=address):
+                is_filled(vm)
+                assert h.end(0)["vms_complete"] == 1
 
 
 def half_a_message_counts(folder):
