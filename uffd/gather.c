@@ -153,6 +153,7 @@ int ferry_gather_move(struct ferry_gather *g, uint32_t *done, uint32_t *n_new)
 	struct ferry_placed placed = {0};
 	int rc = ferry_engine_move(g->t, &g->held, g->block, &placed);
 
+	g->was_moved = true;
 	*done += placed.n_new;
 	*n_new += placed.n_new;
 	if (rc == -EAGAIN || rc == -ENOMEM || rc == -ESRCH)
@@ -165,8 +166,10 @@ int ferry_gather_move(struct ferry_gather *g, uint32_t *done, uint32_t *n_new)
 
 void ferry_gather_end(struct ferry_gather *g)
 {
-	/* A new one is made by the next touch. */
-	if (g->held.n_pages && !g->is_over && !is_large(g))
+	/* Else the next run may be on its way into it already. A new one is made by the next touch.
+	 */
+	if (g->was_moved && !is_large(g))
 		(void)madvise(g->block, FERRY_LARGE_BYTES, MADV_DONTNEED);
+	g->was_moved = false;
 	g->held.n_pages = 0;
 }

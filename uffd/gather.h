@@ -28,7 +28,8 @@ struct ferry_gather {
 	int pagemap;		/* owned; -1 for none */
 	struct ferry_run held;	/* the block's beginning; no pages: nothing is held */
 	uint64_t since_ns;
-	bool is_over; /* no more blocks */
+	bool was_moved; /* all of what is held, or some of it, or it was tried */
+	bool is_over;	/* no more blocks */
 };
 
 /* Nothing is gathered where it can't be: that is no error. */
